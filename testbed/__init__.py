@@ -1,0 +1,1 @@
+"""The controller of a federated fine-tuning testbed."""

@@ -1,0 +1,223 @@
+"""The bench file: where everything stands, what it can do, and what it must never do.
+
+Lengths are metres, frequencies hertz; power and loss carry `_dbm` and `_db` in the file only (see `testbed.core.units`).
+Three frames are used. *Room*: the walls, x y z. *Array*: the plane the receive antennas move in; its origin and its two
+axes are given in the room frame. *Stage*: the coordinates that one antenna's motors understand; `StageSpec` says how they
+lie in the array frame.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from testbed.core.specs import Spec
+
+SPEED_OF_LIGHT_M_S = 299_792_458.0
+
+Point2 = tuple[float, float]
+Point3 = tuple[float, float, float]
+Interval = tuple[float, float]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class WaveformSpec(Spec):
+    """OFDM numerology, shared by all radios of the bench."""
+
+    num_subcarriers: int = Field(256, ge=8, description="FFT length")
+    num_active: int = Field(192, ge=2, description="subcarriers that carry symbols, around but without DC")
+    cyclic_prefix: int = Field(64, ge=0, description="samples")
+
+    @model_validator(mode="after")
+    def _fits(self) -> WaveformSpec:
+        if self.num_active % 2 or self.num_active > self.num_subcarriers - 2:
+            raise ValueError("num_active must be even and at most num_subcarriers - 2")
+        return self
+
+
+class StageSpec(Spec):
+    """One antenna's stage. Array-frame point = origin_m + rotation(rotation_rad) @ stage-frame point."""
+
+    origin_m: Point2 = Field((0.0, 0.0), description="stage-frame zero, in the array frame")
+    rotation_deg: float = Field(0.0, description="angle of the stage's first axis in the array frame")
+    travel_m: tuple[Interval, Interval] | None = Field(
+        None, description="end stops in the stage frame; the array's region by default"
+    )
+    speed_m_s: Positive = 0.1
+    acceleration_m_s2: Positive = 1.0
+    settle_s: float = Field(0.1, ge=0)
+    power_w: float = Field(6.0, ge=0, description="electrical power while moving")
+
+
+class AntennaSpec(Spec):
+    """One receive antenna. Without a stage it cannot move."""
+
+    home_m: Point2 = Field(description="where it stands at the start, array frame")
+    stage: StageSpec | None = None
+
+
+class ArraySpec(Spec):
+    """The receiver's antennas and the region they may move in."""
+
+    origin_m: Point3 = Field(description="array-frame zero, in the room frame")
+    axes: tuple[Point3, Point3] = Field(
+        ((1.0, 0.0, 0.0), (0.0, 0.0, 1.0)), description="the two array axes in the room frame, orthonormal"
+    )
+    region_m: tuple[Interval, Interval] = Field(description="where antennas may be, array frame")
+    min_spacing_m: float = Field(ge=0)
+    antennas: tuple[AntennaSpec, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ArraySpec:
+        axes = np.asarray(self.axes)
+        if not np.allclose(axes @ axes.T, np.eye(2), atol=1e-6):
+            raise ValueError("axes must be two orthonormal vectors, for instance [[1, 0, 0], [0, 0, 1]]")
+        for low, high in self.region_m:
+            if low >= high:
+                raise ValueError(f"region_m: the interval [{low}, {high}] is empty; give [low, high]")
+        home = np.array([antenna.home_m for antenna in self.antennas])
+        for index, point in enumerate(home):
+            for value, (low, high) in zip(point, self.region_m, strict=True):
+                if not low <= value <= high:
+                    raise ValueError(
+                        f"antennas.{index}.home_m: {value:g} m is outside the region [{low:g}, {high:g}] m"
+                    )
+        # [num_pairs]
+        left, right = np.triu_indices(len(home), 1)
+        distance_m = np.linalg.norm(home[left] - home[right], axis=-1)
+        if distance_m.size and distance_m.min() < self.min_spacing_m - 1e-9:
+            raise ValueError(
+                f"home_m: two antennas stand {distance_m.min():.4g} m apart, below min_spacing_m = {self.min_spacing_m:g}"
+            )
+        return self
+
+
+class NodeSpec(Spec):
+    """One edge board, or `count` alike boards."""
+
+    name: str = Field("node-{:02d}", min_length=1, description="with count above 1 a pattern such as node-{:02d}")
+    count: int = Field(1, ge=1)
+    position_m: Point3 | None = Field(None, description="room frame; drawn inside the room from the seed if absent")
+    max_power_dbm: float = Field(10.0, description="highest average transmit power")
+    cpu_hz: Positive = Field(1.5e9, description="highest CPU frequency")
+    cycles_per_token: Positive = Field(2e6, description="CPU cycles to train on one token")
+    kappa: Positive = Field(1e-28, description="effective switched capacitance: joules = kappa cycles frequency^2")
+
+
+class LimitsSpec(Spec):
+    """What the bench must never do, whatever a scheme orders."""
+
+    frequencies_hz: tuple[Interval, ...] = Field(((2.4e9, 2.4835e9),), min_length=1, description="allowed bands")
+    max_power_dbm: float = Field(20.0, description="of any transmitter")
+
+
+class LinkSpec(Spec):
+    """The control link, and the broadcast of the global adapter."""
+
+    listen: str = Field(
+        "tcp://127.0.0.1:*",
+        pattern=r"^tcp://",
+        description="where the controller listens for nodes; * is any free port. For boards elsewhere: tcp://0.0.0.0:5570",
+    )
+    downlink_bit_s: Positive = Field(20e6, description="broadcast rate")
+    server_power_w: float = Field(0.0, ge=0, description="power the server spends while broadcasting")
+    connect_timeout_s: Positive = Field(60.0, description="how long to wait for nodes to appear, wall clock")
+    answer_timeout_s: Positive = Field(
+        600.0, description="how long a connected node may take over one task, wall clock"
+    )
+
+
+class WorldSpec(Spec):
+    """The simulated room; other backends ignore it."""
+
+    num_paths: int = Field(6, ge=1, description="plane waves from each node")
+    rician_k_db: float = Field(3.0, description="power of the line of sight over all other paths")
+    path_loss_exponent: float = Field(2.2, ge=0)
+    reference_loss_db: float | None = Field(None, description="loss at 1 m; free space at the carrier by default")
+    excess_loss_db: float = Field(0.0, description="walls, cables, polarisation")
+    doppler_hz: float = Field(0.0, ge=0, description="largest Doppler shift of a path; 0 is a static room")
+    noise_figure_db: float = Field(7.0, ge=0)
+    temperature_k: float = Field(290.0, ge=0, description="0 gives a noiseless receiver")
+
+
+class CapabilitiesSpec(Spec):
+    """What the radios of this bench can honestly do."""
+
+    timed_tx: bool = True
+    shared_clock: bool = True
+    phase_coherent: bool = True
+    full_duplex: bool = False
+
+
+class BenchSpec(Spec):
+    """A whole bench."""
+
+    name: str = Field(min_length=1)
+    carrier_hz: Positive = 2.45e9
+    sample_rate_hz: Positive = 5e6
+    room_m: Point3 = Field((10.0, 8.0, 3.0), description="size of the room")
+    waveform: WaveformSpec = WaveformSpec()
+    radio: CapabilitiesSpec = CapabilitiesSpec()
+    array: ArraySpec
+    nodes: tuple[NodeSpec, ...] = Field(min_length=1)
+    limits: LimitsSpec = LimitsSpec()
+    link: LinkSpec = LinkSpec()
+    world: WorldSpec = WorldSpec()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> BenchSpec:
+        half = self.sample_rate_hz / 2
+        if not any(
+            low <= self.carrier_hz - half and self.carrier_hz + half <= high for low, high in self.limits.frequencies_hz
+        ):
+            bands = ", ".join(f"[{low:g}, {high:g}]" for low, high in self.limits.frequencies_hz)
+            raise ValueError(
+                f"carrier_hz: {self.carrier_hz:g} +- {half:g} Hz is outside the allowed bands {bands}; "
+                "change carrier_hz, or limits.frequencies_hz if your licence covers it"
+            )
+        for index, node in enumerate(self.nodes):
+            if node.max_power_dbm > self.limits.max_power_dbm:
+                raise ValueError(
+                    f"nodes.{index}.max_power_dbm: {node.max_power_dbm:g} dBm exceeds limits.max_power_dbm = "
+                    f"{self.limits.max_power_dbm:g} dBm"
+                )
+            if node.count > 1 and node.position_m is not None:
+                raise ValueError(
+                    f"nodes.{index}.position_m: {node.count} boards cannot stand at one point; leave it out"
+                )
+            if node.count > 1 and "{" not in node.name:
+                raise ValueError(f"nodes.{index}.name: {node.count} boards need a pattern such as node-{{:02d}}")
+        names = self.node_names
+        if len(set(names)) != len(names):
+            raise ValueError("nodes: two nodes have the same name")
+        return self
+
+    @property
+    def boards(self) -> tuple[NodeSpec, ...]:
+        """Every node by itself, named and with count 1."""
+        boards: list[NodeSpec] = []
+        for node in self.nodes:
+            for _ in range(node.count):
+                name = node.name.format(len(boards)) if "{" in node.name else node.name
+                boards.append(node.model_copy(update={"name": name, "count": 1}))
+        return tuple(boards)
+
+    @property
+    def node_names(self) -> tuple[str, ...]:
+        return tuple(board.name for board in self.boards)
+
+    @property
+    def wavelength_m(self) -> float:
+        return SPEED_OF_LIGHT_M_S / self.carrier_hz
+
+    @property
+    def movable(self) -> bool:
+        """Whether any antenna has a stage."""
+        return any(antenna.stage is not None for antenna in self.array.antennas)
+
+    @property
+    def bandwidth_hz(self) -> float:
+        """The band that carries symbols."""
+        return self.sample_rate_hz * self.waveform.num_active / self.waveform.num_subcarriers

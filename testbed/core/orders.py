@@ -1,0 +1,360 @@
+"""Orders that a scheme yields and the replies it gets: frozen data, a closed union.
+
+A scheme never sees a device. It says `Sound`, `Move`, `Train`, `Collect`, `Publish` or `Evaluate` (or two of them
+`Together`) and the bench, a dry run or a record answers. Replies are measured facts with the seconds, joules, air time
+and antenna travel they took. A silent node is data (`missing`), a broken device is an exception.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, TypeVar, cast
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What an order took.
+
+    Attributes:
+        seconds: on the run's clock, from order to reply.
+        joules: of all nodes, transmitters and stages together.
+        air_time_s: seconds during which somebody transmitted.
+        travel_m: way of all antennas together.
+    """
+
+    seconds: float = 0.0
+    joules: float = 0.0
+    air_time_s: float = 0.0
+    travel_m: float = 0.0
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(
+            self.seconds + other.seconds,
+            self.joules + other.joules,
+            self.air_time_s + other.air_time_s,
+            self.travel_m + other.travel_m,
+        )
+
+
+# --- orders ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sound:
+    """Let each node in turn send pilots and estimate its channel to every antenna.
+
+    Attributes:
+        nodes: who sounds; all nodes of the fleet if empty.
+        num_pilots: OFDM pilot symbols of each node.
+    """
+
+    nodes: tuple[str, ...] = ()
+    num_pilots: int = 4
+
+
+@dataclass(frozen=True)
+class Move:
+    """Bring the receive antennas to these places, side by side.
+
+    Attributes:
+        positions_m: array frame, shape [num_antennas, 2].
+    """
+
+    positions_m: np.ndarray
+
+
+@dataclass(frozen=True)
+class Work:
+    """One node's local training; None means what the experiment's `[training]` says.
+
+    Attributes:
+        local_steps: optimiser steps.
+        batch_size: rows of one forward pass.
+        cpu_hz: CPU frequency; the board's highest if None.
+    """
+
+    local_steps: int | None = None
+    batch_size: int | None = None
+    cpu_hz: float | None = None
+
+
+@dataclass(frozen=True)
+class Train:
+    """Let nodes fine-tune from the published adapter.
+
+    Attributes:
+        work: node -> its work; nodes that are not named rest.
+    """
+
+    work: Mapping[str, Work]
+
+
+@dataclass(frozen=True)
+class Digital:
+    """An error-free packet uplink in a band of its own.
+
+    Attributes:
+        weight: of this node's update in the mean.
+        bandwidth_hz: share of the band.
+        power_w: average transmit power.
+        rate_bit_s: rate the scheme chose; air time is bits over rate.
+        bits_per_value: of the float32 (32) or float16 (16) payload.
+    """
+
+    weight: float
+    bandwidth_hz: float
+    power_w: float
+    rate_bit_s: float
+    bits_per_value: int = 32
+
+
+@dataclass(frozen=True)
+class Analogue:
+    """An uncoded uplink whose signals add up in the air.
+
+    The node sends precoder * s, where two values of (update - mean) / std ride on the real and imaginary part of one
+    unit-power symbol s, so its average power is |precoder|^2.
+
+    Attributes:
+        weight: of this node's update in the mean, D_m.
+        precoder: complex transmit coefficient b_m, square-root watts.
+        mean: subtracted from every value before sending.
+        std: divisor that makes the values unit-variance; positive.
+    """
+
+    weight: float
+    precoder: complex
+    mean: float
+    std: float
+
+
+Uplink: TypeAlias = Digital | Analogue
+
+
+@dataclass(frozen=True)
+class Collect:
+    """Gather the weighted mean of the nodes' updates.
+
+    All uplinks of one order are of one kind. For `Analogue`, `combiner` and `scale` say how the antennas' sum becomes
+    the mean.
+
+    Attributes:
+        uplinks: node -> its uplink; others stay silent.
+        combiner: receive weights f, shape [num_antennas], unit norm; the array output is f^H y.
+        scale: square root of eta: f^H h_m b_m = scale * weight * std for every node under uniform forcing.
+        expected_mse: predicted E||error||^2 of the mean, logged beside what is measured.
+    """
+
+    uplinks: Mapping[str, Uplink]
+    combiner: np.ndarray | None = None
+    scale: float | None = None
+    expected_mse: float | None = None
+
+
+@dataclass(frozen=True)
+class Publish:
+    """Broadcast the new global adapter.
+
+    Attributes:
+        adapter: flat vector, shape [num_values], float32.
+    """
+
+    adapter: np.ndarray
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Score the published adapter on the held-out split, shared out over the nodes."""
+
+
+@dataclass(frozen=True)
+class Together:
+    """Two orders side by side: a `Move` that hides behind a `Train`."""
+
+    move: Move
+    train: Train
+
+
+Order: TypeAlias = Sound | Move | Train | Collect | Publish | Evaluate | Together
+
+
+# --- replies --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sounding:
+    """Estimated channels.
+
+    Attributes:
+        nodes: column order of `channel`.
+        channel: baseband gain from each node to each antenna, shape [num_antennas, num_nodes], complex128.
+        noise_w: estimated noise power of one received data symbol, per antenna, in the band that carries symbols.
+        positions_m: where the antennas were, array frame, shape [num_antennas, 2].
+        missing: nodes that stayed silent; they have no column.
+    """
+
+    nodes: tuple[str, ...]
+    channel: np.ndarray
+    noise_w: float
+    positions_m: np.ndarray
+    missing: tuple[str, ...] = ()
+    spent: Spent = Spent()
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Where the antennas are now, array frame, shape [num_antennas, 2]."""
+
+    positions_m: np.ndarray
+    spent: Spent = Spent()
+
+
+@dataclass(frozen=True)
+class LocalResult:
+    """One node's local training and the statistics of its update (trained minus published adapter).
+
+    Attributes:
+        loss_first, loss_last, loss_mean: training loss per token, first and last step and mean of all.
+        num_samples: rows the node owns, its weight D_m in federated averaging.
+        num_tokens: tokens it trained on.
+        update_mean, update_std: over the values of the update; side information of the analogue uplink.
+        seconds, joules: of this node.
+    """
+
+    loss_first: float
+    loss_last: float
+    loss_mean: float
+    num_samples: int
+    num_tokens: int
+    update_mean: float
+    update_std: float
+    seconds: float
+    joules: float
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Local training of everybody who answered."""
+
+    results: Mapping[str, LocalResult]
+    missing: tuple[str, ...] = ()
+    spent: Spent = Spent()
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What arrived.
+
+    Attributes:
+        mean: weighted mean of the updates of the nodes that arrived, shape [num_values], float32.
+        updates: node -> its own update, for digital uplinks; over the air only the sum exists and this is empty.
+        missing: nodes that stayed silent.
+        noise_w: as in `Sounding`; 0 for digital uplinks.
+        energy_j: node -> transmit energy.
+    """
+
+    mean: np.ndarray
+    updates: Mapping[str, np.ndarray] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
+    noise_w: float = 0.0
+    energy_j: Mapping[str, float] = field(default_factory=dict)
+    spent: Spent = Spent()
+
+
+@dataclass(frozen=True)
+class Published:
+    """The adapter has reached everybody but `missing`."""
+
+    missing: tuple[str, ...] = ()
+    spent: Spent = Spent()
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Held-out scores of the published adapter.
+
+    Attributes:
+        loss: mean negative log-likelihood of a token, nats; perplexity is exp(loss).
+        accuracy: share of rows whose label word is the likeliest; None for language tasks.
+    """
+
+    loss: float
+    num_tokens: int
+    num_rows: int
+    accuracy: float | None = None
+    missing: tuple[str, ...] = ()
+    spent: Spent = Spent()
+
+    @property
+    def perplexity(self) -> float:
+        return float(np.exp(self.loss))
+
+
+@dataclass(frozen=True)
+class MovedAndTrained:
+    """Both replies of `Together`; `spent.seconds` is the longer of the two."""
+
+    moved: Moved
+    trained: Trained
+    spent: Spent = Spent()
+
+
+Reply: TypeAlias = Sounding | Moved | Trained | Collected | Published | Scores | MovedAndTrained
+
+ORDERS: tuple[type, ...] = (Sound, Move, Train, Collect, Publish, Evaluate, Together)
+REPLIES: tuple[type, ...] = (Sounding, Moved, Trained, Collected, Published, Scores, MovedAndTrained)
+REPLY_OF: Mapping[type, type] = dict(zip(ORDERS, REPLIES, strict=True))
+
+State = TypeVar("State")
+Steps: TypeAlias = Generator[Order, Reply, State]
+"""A round: orders out, replies in, the next state at the end."""
+
+
+def _ask(order: Order) -> Generator[Order, Reply, Any]:
+    reply = yield order
+    return reply
+
+
+def sound(nodes: tuple[str, ...] = (), *, num_pilots: int = 4) -> Generator[Order, Reply, Sounding]:
+    """`sounding = yield from sound()`."""
+    return cast(Sounding, (yield from _ask(Sound(nodes, num_pilots))))
+
+
+def move(positions_m: np.ndarray) -> Generator[Order, Reply, Moved]:
+    """`moved = yield from move(positions_m)`."""
+    return cast(Moved, (yield from _ask(Move(positions_m))))
+
+
+def train(work: Mapping[str, Work]) -> Generator[Order, Reply, Trained]:
+    """`trained = yield from train({node: Work()})`."""
+    return cast(Trained, (yield from _ask(Train(work))))
+
+
+def move_while_training(positions_m: np.ndarray, work: Mapping[str, Work]) -> Generator[Order, Reply, Trained]:
+    """`trained = yield from move_while_training(positions_m, work)`."""
+    both = cast(MovedAndTrained, (yield from _ask(Together(Move(positions_m), Train(work)))))
+    return both.trained
+
+
+def collect(
+    uplinks: Mapping[str, Uplink],
+    *,
+    combiner: np.ndarray | None = None,
+    scale: float | None = None,
+    expected_mse: float | None = None,
+) -> Generator[Order, Reply, Collected]:
+    """`collected = yield from collect(uplinks)`."""
+    return cast(Collected, (yield from _ask(Collect(uplinks, combiner, scale, expected_mse))))
+
+
+def publish(adapter: np.ndarray) -> Generator[Order, Reply, Published]:
+    """`yield from publish(adapter)`."""
+    return cast(Published, (yield from _ask(Publish(adapter))))
+
+
+def evaluate() -> Generator[Order, Reply, Scores]:
+    """`scores = yield from evaluate()`."""
+    return cast(Scores, (yield from _ask(Evaluate())))

@@ -1,0 +1,114 @@
+"""What an experiment asks of a node: model, adapter, data and local training.
+
+These models are read from the experiment file by the engine and travel to the nodes as JSON, so they live where both
+may import them. Unknown keys are refused; a model that was built is valid.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Spec(BaseModel):
+    """Frozen configuration that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelSpec(Spec):
+    """The pre-trained causal language model that every node holds."""
+
+    base: str = Field(
+        "builtin:tiny",
+        description="builtin:tiny, a local folder in Hugging Face format, or a hub name such as openlm-research/open_llama_3b_v2",
+    )
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="number format of the frozen base weights")
+
+
+class LoraSpec(Spec):
+    """Low-rank adapters, W + (alpha / rank) B A (Hu et al., arXiv 2106.09685)."""
+
+    rank: int = Field(8, ge=1, le=1024)
+    alpha: float = Field(16.0, gt=0)
+    targets: tuple[str, ...] = Field(
+        ("q_proj", "v_proj"), min_length=1, description="names of the adapted linear layers"
+    )
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    freeze_a: bool = Field(
+        False, description="train and send B only (FFA-LoRA, arXiv 2403.12313): averaging is then exactly linear"
+    )
+
+
+class PartitionSpec(Spec):
+    """How the training rows are dealt to the nodes."""
+
+    kind: Literal["iid", "dirichlet", "label", "source"] = Field(
+        "iid",
+        description="iid: equal random shares; dirichlet: label shares drawn from Dirichlet(alpha); "
+        "label: labels_per_node labels a node; source: each source of the data goes to one node",
+    )
+    alpha: float = Field(
+        0.5, gt=0, description="concentration of the Dirichlet draw; small means strongly different nodes"
+    )
+    labels_per_node: int = Field(2, ge=1)
+
+
+class DataSpec(Spec):
+    """A data set, the template that turns its rows into text, and its partition over the nodes."""
+
+    source: str = Field(
+        "builtin:docstrings",
+        description="builtin:docstrings, a JSONL (also .gz) or CSV file, a folder with train and test files, a datasets folder, or a hub name",
+    )
+    template: Literal[
+        "text", "topic", "gsm8k", "yahoo", "sst2", "qnli", "alpaca", "dolly", "preference", "dbpedia14"
+    ] = Field("text", description="prompt template")
+    fields: dict[str, str] = Field(
+        default_factory=dict,
+        description="template field = column of the file, where the names differ; label and source too",
+    )
+    train: str = Field("train", description="name of the training split")
+    test: str = Field("test", description="name of the held-out split")
+    max_train: int | None = Field(None, ge=1, description="use at most so many training rows (a seeded draw)")
+    max_test: int | None = Field(None, ge=1, description="use at most so many held-out rows (a seeded draw)")
+    partition: PartitionSpec = PartitionSpec()
+
+
+class TrainingSpec(Spec):
+    """Local training of one node in one round."""
+
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    momentum: float = Field(0.0, ge=0, lt=1, description="of sgd")
+    local_steps: int | None = Field(None, ge=1, description="optimiser steps in a round; give this or local_epochs")
+    local_epochs: int | None = Field(None, ge=1, description="passes over the node's rows in a round")
+    batch_size: int = Field(8, ge=1, description="rows of one forward pass")
+    gradient_accumulation: int = Field(1, ge=1, description="forward passes of one optimiser step")
+    sequence_length: int = Field(128, ge=8, description="tokens; longer rows are cut")
+    loss_on: Literal["response", "all"] = Field("response", description="tokens that count in the loss")
+    task: Literal["language", "classification"] = Field(
+        "language", description="classification adds accuracy: the label word with the highest likelihood"
+    )
+    max_grad_norm: float | None = Field(1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainingSpec:
+        if (self.local_steps is None) == (self.local_epochs is None):
+            raise ValueError("give exactly one of local_steps and local_epochs, for instance local_steps = 10")
+        return self
+
+
+class JobSpec(Spec):
+    """All that a node needs to take part in an experiment."""
+
+    seed: int = Field(0, ge=0)
+    nodes: tuple[str, ...] = Field(
+        min_length=1, description="every node of the experiment, in the order of the partition"
+    )
+    model: ModelSpec = ModelSpec()
+    lora: LoraSpec = LoraSpec()
+    data: DataSpec = DataSpec()
+    training: TrainingSpec = TrainingSpec(local_steps=10)

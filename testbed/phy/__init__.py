@@ -1,0 +1,1 @@
+"""Wireless mathematics: arrays in, arrays out."""

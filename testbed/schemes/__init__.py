@@ -1,0 +1,11 @@
+"""Research schemes: one paper, one file. Baselines live here too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+SCHEMES: Mapping[str, str] = {
+    "fedavg": "testbed.schemes.fedavg:FedAvg",
+    "ota-fedavg": "testbed.schemes.ota_fedavg:OtaFedAvg",
+}
+"""Name in the experiment file -> `module:Class`."""

@@ -1,0 +1,1 @@
+"""Real devices: one file, one class."""

@@ -1,0 +1,281 @@
+"""A dry run: what would be asked of the bench, how long it would take, and whether a limit would refuse it.
+
+Nothing moves, radiates or trains. Channels are drawn from a free-space guess, updates are zeros of unit spread and every
+node is taken to own as many rows, so a scheme's decisions are typical ones, not those of the real run.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, assert_never
+
+import numpy as np
+
+from testbed.core.adapter import Adapter
+from testbed.core.bench import BenchSpec
+from testbed.core.devices import Capabilities
+from testbed.core.errors import ConfigError
+from testbed.core.fleet import Fleet
+from testbed.core.motion import travel_time_s
+from testbed.core.orders import (
+    Analogue,
+    Collect,
+    Collected,
+    Digital,
+    Evaluate,
+    LocalResult,
+    Move,
+    Moved,
+    MovedAndTrained,
+    Order,
+    Publish,
+    Published,
+    Reply,
+    Scores,
+    Sound,
+    Sounding,
+    Spent,
+    Together,
+    Train,
+    Trained,
+)
+from testbed.core.scheme import Scheme
+from testbed.core.units import dbm_to_w, from_db
+from testbed.engine.config import ExperimentSpec
+from testbed.engine.limits import check_needs, check_order
+from testbed.engine.perform import perform
+from testbed.lora.llama_layout import llama_layout
+from testbed.phy import budget, ofdm
+
+_BUILTIN = {"builtin:tiny": ("nodes", "builtin/tiny")}
+_BOLTZMANN_J_K = 1.380649e-23
+
+
+@dataclass(frozen=True)
+class DryStep:
+    """One order that would be asked, in words, and what it would take."""
+
+    index: int
+    round_index: int
+    order: str
+    seconds: float
+    air_time_s: float
+    travel_m: float
+    joules: float
+    note: str = ""
+
+
+def dry_experiment(experiment: ExperimentSpec, scheme: Scheme[Any], bench: BenchSpec) -> list[DryStep]:
+    """Every order of the experiment, checked against the bench's limits.
+
+    Raises:
+        LimitError: the first order that the bench would refuse.
+        ConfigError: the bench lacks what the scheme needs, or the model's size cannot be known here.
+    """
+    layout = llama_layout(_model_config(experiment.model.base), experiment.lora)
+    rng = np.random.default_rng([experiment.seed, 0])
+    adapter = Adapter(layout=layout, initial=np.zeros(layout.size, np.float32))
+    answerer = DryBench(bench, experiment, layout.size, rng)
+    check_needs(experiment.scheme.name, scheme.needs, answerer.capabilities)
+    steps: list[DryStep] = []
+
+    def answer(order: Order) -> Reply:
+        reply = answerer.answer(order)
+        spent = reply.spent
+        words, note = describe(order), answerer.note
+        steps.append(
+            DryStep(
+                len(steps),
+                answerer.round_index,
+                words,
+                spent.seconds,
+                spent.air_time_s,
+                spent.travel_m,
+                spent.joules,
+                note,
+            )
+        )
+        return reply
+
+    state = scheme.start(Fleet.of(bench, dict.fromkeys(bench.node_names, 1)), adapter)
+    answer(Evaluate())
+    for index in range(1, experiment.rounds + 1):
+        answerer.round_index = index
+        state = perform(scheme.round(state, np.random.default_rng([experiment.seed, index])), answer)
+        if index % experiment.evaluate_every == 0 or index == experiment.rounds:
+            answer(Evaluate())
+    return steps
+
+
+def describe(order: Order) -> str:
+    """The order in words."""
+    match order:
+        case Sound(nodes=nodes, num_pilots=num_pilots):
+            return f"sound {len(nodes) or 'all'} nodes, {num_pilots} pilot symbols each"
+        case Move(positions_m=positions_m):
+            return f"move {len(positions_m)} antennas"
+        case Train(work=work):
+            return f"train {len(work)} nodes"
+        case Collect(uplinks=uplinks):
+            kind = (
+                "through the air" if any(isinstance(uplink, Analogue) for uplink in uplinks.values()) else "digitally"
+            )
+            return f"collect from {len(uplinks)} nodes {kind}"
+        case Publish(adapter=adapter):
+            return f"publish {adapter.size} values"
+        case Evaluate():
+            return "score the held-out split"
+        case Together(move=move, train=train):
+            return f"{describe(move)} while {describe(train)}"
+        case _:
+            assert_never(order)
+
+
+@dataclass
+class DryBench:
+    """Answers orders from assumptions alone; antennas start at home."""
+
+    bench: BenchSpec
+    experiment: ExperimentSpec
+    num_values: int
+    rng: np.random.Generator
+    round_index: int = 0
+    note: str = ""
+    positions_m: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.positions_m = np.array([antenna.home_m for antenna in self.bench.array.antennas])
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the bench file claims of its radios."""
+        return Capabilities(
+            **self.bench.radio.model_dump(),
+            num_antennas=len(self.bench.array.antennas),
+            max_power_w=dbm_to_w(self.bench.limits.max_power_dbm),
+            frequencies_hz=self.bench.limits.frequencies_hz,
+            sample_rate_hz=(self.bench.sample_rate_hz, self.bench.sample_rate_hz),
+        )
+
+    def answer(self, order: Order) -> Reply:
+        """A plausible reply. Raises LimitError where the bench would refuse the order."""
+        check_order(order, self.bench, self.num_values)
+        self.note = ""
+        match order:
+            case Sound():
+                return self._sound(order)
+            case Move():
+                return self._move(order)
+            case Train():
+                return self._train(order)
+            case Collect():
+                return self._collect(order)
+            case Publish():
+                seconds = 32.0 * self.num_values / self.bench.link.downlink_bit_s
+                return Published(spent=Spent(seconds, self.bench.link.server_power_w * seconds, seconds))
+            case Evaluate():
+                return Scores(loss=0.0, num_tokens=1, num_rows=1)
+            case Together(move=move, train=train):
+                moved, trained = self._move(move), self._train(train)
+                spent = replace(moved.spent + trained.spent, seconds=max(moved.spent.seconds, trained.spent.seconds))
+                return MovedAndTrained(moved, trained, spent)
+            case _:
+                assert_never(order)
+
+    def _sound(self, order: Sound) -> Sounding:
+        names = order.nodes or self.bench.node_names
+        boards = {board.name: board for board in self.bench.boards}
+        room = np.array(self.bench.room_m)
+        # [num_nodes]
+        distance_m = np.array(
+            [
+                np.linalg.norm(np.array(boards[name].position_m or room / 2) - np.array(self.bench.array.origin_m))
+                for name in names
+            ]
+        )
+        amplitude = self.bench.wavelength_m / (4 * np.pi * np.maximum(distance_m, 0.5))
+        phase = self.rng.uniform(0, 2 * np.pi, (len(self.bench.array.antennas), len(names)))
+        world = self.bench.world
+        noise_w = _BOLTZMANN_J_K * world.temperature_k * from_db(world.noise_figure_db) * self.bench.bandwidth_hz
+        seconds = len(names) * budget.pilot_air_time_s(order.num_pilots, self.bench.waveform, self.bench.sample_rate_hz)
+        joules = sum(dbm_to_w(boards[name].max_power_dbm) for name in names) * seconds / len(names)
+        self.note = "channels assumed: free space, random phase"
+        return Sounding(
+            tuple(names),
+            amplitude * np.exp(1j * phase),
+            noise_w,
+            self.positions_m,
+            spent=Spent(seconds, joules, seconds),
+        )
+
+    def _move(self, order: Move) -> Moved:
+        way_m = np.linalg.norm(order.positions_m - self.positions_m, axis=1)
+        seconds, joules = 0.0, 0.0
+        for antenna, way in zip(self.bench.array.antennas, way_m, strict=True):
+            if antenna.stage is None or way == 0:
+                continue
+            stage = antenna.stage
+            moving_s = travel_time_s(way, stage.speed_m_s, stage.acceleration_m_s2)
+            seconds = max(seconds, moving_s + stage.settle_s)
+            joules += stage.power_w * moving_s
+        self.positions_m = order.positions_m
+        return Moved(order.positions_m, Spent(float(seconds), float(joules), 0.0, float(way_m.sum())))
+
+    def _train(self, order: Train) -> Trained:
+        boards = {board.name: board for board in self.bench.boards}
+        training = self.experiment.training
+        results = {}
+        for name, work in order.work.items():
+            rows = (work.local_steps or training.local_steps or 0) * (work.batch_size or training.batch_size)
+            tokens = rows * training.gradient_accumulation * training.sequence_length
+            board = boards[name]
+            cpu_hz = work.cpu_hz or board.cpu_hz
+            seconds = budget.compute_seconds(tokens, board.cycles_per_token, cpu_hz)
+            joules = budget.compute_joules(tokens, board.cycles_per_token, cpu_hz, board.kappa)
+            results[name] = LocalResult(0.0, 0.0, 0.0, 1, tokens, 0.0, 1.0, seconds, joules)
+        self.note = "at most: every row as long as training.sequence_length"
+        if training.local_steps is None:
+            self.note = "local_epochs: the length of training is known only with the data"
+        spent = Spent(max((r.seconds for r in results.values()), default=0.0), sum(r.joules for r in results.values()))
+        return Trained(results, spent=spent)
+
+    def _collect(self, order: Collect) -> Collected:
+        mean = np.zeros(self.num_values, np.float32)
+        digital = {name: uplink for name, uplink in order.uplinks.items() if isinstance(uplink, Digital)}
+        if digital:
+            times = {name: u.bits_per_value * self.num_values / u.rate_bit_s for name, u in digital.items()}
+            energy_j = {name: digital[name].power_w * time_s for name, time_s in times.items()}
+            seconds = max(times.values())
+        else:
+            seconds = (
+                ofdm.burst_length(ofdm.num_symbols_of(self.num_values), self.bench.waveform) / self.bench.sample_rate_hz
+            )
+            energy_j = {
+                name: abs(uplink.precoder) ** 2 * seconds
+                for name, uplink in order.uplinks.items()
+                if isinstance(uplink, Analogue)
+            }
+        spent = Spent(seconds, sum(energy_j.values()), seconds)
+        return Collected(mean, dict.fromkeys(digital, mean), energy_j=energy_j, spent=spent)
+
+
+def _model_config(base: str) -> dict[str, Any]:
+    """`config.json` of a builtin model or a local folder."""
+    folder = Path(base)
+    if base in _BUILTIN:
+        package, path = _BUILTIN[base]
+        spec = importlib.util.find_spec(package)
+        if spec is not None and spec.submodule_search_locations:
+            folder = Path(spec.submodule_search_locations[0]) / path
+    file = folder / "config.json"
+    if not file.is_file():
+        raise ConfigError(
+            f"the size of the adapter is unknown: {base} is not on this machine",
+            key="model.base",
+            remedy="give a local folder with its config.json, or builtin:tiny",
+        )
+    content = json.loads(file.read_text(encoding="utf-8"))
+    return dict(content)

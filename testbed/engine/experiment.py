@@ -1,0 +1,443 @@
+"""A whole experiment: live, resumed, replayed. All three play the same rounds; only who answers differs."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+
+from testbed.core.adapter import Adapter, Layout
+from testbed.core.backends import backend as backend_of
+from testbed.core.backends import resolve
+from testbed.core.bench import BenchSpec
+from testbed.core.devices import Devices
+from testbed.core.errors import BenchError, ConfigError, ReplayDeparture
+from testbed.core.fleet import Fleet
+from testbed.core.orders import Evaluate, MovedAndTrained, Order, Publish, Reply
+from testbed.core.scheme import Scheme
+from testbed.core.specs import JobSpec
+from testbed.engine.config import ExperimentSpec, build_scheme, config_sha256
+from testbed.engine.dry import DryStep, dry_experiment
+from testbed.engine.limits import check_needs
+from testbed.engine.live import Live
+from testbed.engine.observe import Observer
+from testbed.engine.perform import Answerer, Replay, perform
+from testbed.engine.recorder import FORMAT, Recorder, Step, create_folder, read_json, read_rows, read_steps, write_json
+from testbed.engine.rounds import round_row, summarise
+from testbed.lora.peft_folder import save_adapter
+
+__all__ = [
+    "DryStep",
+    "RunResult",
+    "Terminated",
+    "dry_experiment",
+    "replay_experiment",
+    "resume_experiment",
+    "run_experiment",
+]
+
+_VERSIONS_OF = ("testbed", "numpy", "scipy", "torch", "transformers", "peft", "pyzmq", "pydantic")
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A run's folder, its summary and its rows."""
+
+    folder: Path
+    summary: dict[str, Any]
+    rounds: list[dict[str, Any]]
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end by a signal other than Ctrl-C."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal.Signals(signal_number).name)
+        self.signal_number = signal_number
+
+
+@dataclass
+class _Play:
+    """The rounds of one experiment, whoever answers."""
+
+    experiment: ExperimentSpec
+    scheme: Scheme[Any]
+    adapter: Adapter
+    fleet: Fleet
+    observer: Observer
+    recorder: Recorder | None = None
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    vector: np.ndarray = field(init=False)
+    state: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.vector = self.adapter.initial
+        self.state = self.scheme.start(self.fleet, self.adapter)
+
+    def rounds(self, first: int, last: int, answerer: Answerer) -> str:
+        """Play rounds `first` to `last`; returns why it ended: done or budget."""
+        for index in range(first, last + 1):
+            self._round(index, answerer)
+            if self._over_budget():
+                return "budget"
+        return "done"
+
+    def _round(self, index: int, answerer: Answerer) -> None:
+        self.observer.round_started(index)
+        answerer.round_index = index
+        steps: list[Step] = []
+
+        def answer(order: Order) -> Reply:
+            self.observer.order_started(order)
+            reply = answerer.answer(order)
+            clock_s, audit = answerer.now_s(), answerer.last_audit
+            if self.recorder is not None:
+                step = self.recorder.step(index, clock_s, order, reply, audit)
+            else:
+                step = Step(len(steps), index, clock_s, order, reply, audit)
+            steps.append(step)
+            if isinstance(order, Publish):
+                self.vector = order.adapter
+            self.observer.order_ended(order, reply)
+            return reply
+
+        figures: Mapping[str, float | str] = {}
+        if index > 0:
+            rng = np.random.default_rng([self.experiment.seed, index])
+            self.state = perform(self.scheme.round(self.state, rng), answer)
+            figures = self.scheme.report(self.state)
+        if index % self.experiment.evaluate_every == 0 or index == self.experiment.rounds:
+            answer(Evaluate())
+        row = round_row(index, steps, figures)
+        self.rows.append(row)
+        if self.recorder is not None:
+            if index > 0:
+                save_adapter(self.recorder.folder / "adapters" / f"round-{index:03d}", self.adapter, self.vector)
+            self.recorder.round(row)
+        self.observer.round_ended(row)
+
+    def _over_budget(self) -> bool:
+        budget = self.experiment.budget
+        return any(
+            limit is not None and sum(row[key] for row in self.rows) > limit
+            for key, limit in (("latency_s", budget.latency_s), ("energy_j", budget.energy_j))
+        )
+
+
+def run_experiment(
+    experiment: ExperimentSpec,
+    scheme: Scheme[Any],
+    bench: BenchSpec,
+    *,
+    backend: str,
+    out: Path,
+    node_processes: int | None = None,
+    observer: Observer | None = None,
+) -> RunResult:
+    """Run an experiment from its start.
+
+    Args:
+        backend: who plays the devices, see `testbed.core.backends.BACKENDS`.
+        out: the run folder is made inside.
+        node_processes: processes that share the simulated nodes; one for each core if None.
+
+    Returns:
+        the finished run, status done or budget.
+
+    Raises:
+        BenchError: whatever went wrong; the folder's summary says failed. Everything is still and mute.
+        KeyboardInterrupt: after everything is still and mute; the summary says interrupted.
+    """
+    backend_of(backend)
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    folder = create_folder(out, experiment.name, stamp)
+    start: dict[str, Any] = {
+        "format": FORMAT,
+        "began": stamp,
+        "backend": backend,
+        "experiment": experiment.model_dump(mode="json"),
+        "bench": bench.model_dump(mode="json"),
+        "versions": _versions(),
+        "commit": _commit(),
+    }
+    write_json(folder / "start.json", start)
+    return _live(folder, experiment, scheme, bench, backend, node_processes, observer or Observer(), None)
+
+
+def resume_experiment(
+    folder: Path, *, node_processes: int | None = None, observer: Observer | None = None
+) -> RunResult:
+    """Go on with a run that was cut off: replay its complete rounds, then continue live.
+
+    Raises:
+        ConfigError: the folder is no run, or the run is complete.
+        ReplayDeparture: the code or the scheme changed since.
+    """
+    start = _read_start(folder)
+    if (folder / "summary.json").is_file() and read_json(folder, "summary.json")["status"] in ("done", "budget"):
+        raise ConfigError("this run is complete", file=folder, remedy="start a new one, or `testbed show` it")
+    experiment, bench, scheme = _recorded(start)
+    rows = read_rows(folder)
+    last = rows[-1]["round"] if rows else -1
+    steps = [step for step in read_steps(folder) if step.round_index <= last]
+    backend = start["backend"]
+    return _live(folder, experiment, scheme, bench, backend, node_processes, observer or Observer(), (last, steps))
+
+
+def replay_experiment(folder: Path, observer: Observer | None = None) -> RunResult:
+    """Think a recorded run through again, without devices and nodes.
+
+    Returns:
+        the same summary and rows; nothing is written.
+
+    Raises:
+        ReplayDeparture: the scheme decides otherwise than it did, or the rows or the final adapter differ.
+        ConfigError: the folder is no run, or no round of it is complete.
+    """
+    start = _read_start(folder)
+    experiment, bench, scheme = _recorded(start)
+    recorded = read_rows(folder)
+    if not recorded:
+        raise ConfigError("no round of this run is complete", file=folder, remedy="run it anew, or `testbed resume` it")
+    adapter, fleet = _read_adapter(folder, bench)
+    last = recorded[-1]["round"]
+    play = _Play(experiment, scheme, adapter, fleet, observer or Observer())
+    play.observer.run_started(folder, experiment.rounds)
+    status = play.rounds(0, last, Replay([step for step in read_steps(folder) if step.round_index <= last]))
+    if play.rows != recorded:
+        different = next(old["round"] for old, new in zip(recorded, play.rows, strict=False) if old != new)
+        raise ReplayDeparture(f"the figures of round {different} are not those recorded", file=folder / "rounds.jsonl")
+    if last > 0:
+        _compare_adapter(folder / "adapters" / f"round-{last:03d}", adapter, play.vector)
+    complete = (folder / "summary.json").is_file()
+    summary = (
+        read_json(folder, "summary.json")
+        if complete
+        else summarise(play.rows, status, _facts(experiment, bench, start["backend"]))
+    )
+    play.observer.run_ended(summary)
+    return RunResult(folder, summary, play.rows)
+
+
+def _live(
+    folder: Path,
+    experiment: ExperimentSpec,
+    scheme: Scheme[Any],
+    bench: BenchSpec,
+    backend: str,
+    node_processes: int | None,
+    observer: Observer,
+    done: tuple[int, list[Step]] | None,
+) -> RunResult:
+    facts = _facts(experiment, bench, backend)
+    devices: Devices | None = None
+    recorder: Recorder | None = None
+    play: _Play | None = None
+    status = "failed"
+    failure: dict[str, Any] = {}
+    try:
+        with _signals_interrupt():
+            observer.phase("opening the bench")
+            devices = resolve(backend_of(backend).bench)(
+                bench, seed=experiment.seed, folder=folder, node_processes=node_processes
+            )
+            check_needs(experiment.scheme.name, scheme.needs, devices.radio.capabilities)
+            live = Live(devices, bench, backend, _job(experiment, bench), observer, experiment.audit)
+            adapter, fleet = live.prepare()
+            play = _Play(experiment, scheme, adapter, fleet, observer)
+            observer.run_started(folder, experiment.rounds)
+            first = 0
+            if done is None:
+                _write_adapter(folder, adapter, fleet)
+                recorder = Recorder(folder)
+            else:
+                first = done[0] + 1
+                recorder = _catch_up(folder, play, live, *done)
+            play.recorder = recorder
+            status = play.rounds(first, experiment.rounds, live)
+    except KeyboardInterrupt:
+        status = "interrupted"
+        raise
+    except BenchError as error:
+        failure = {"error": str(error)}
+        raise
+    except Exception as error:
+        failure = {"error": f"{type(error).__name__}: {error}"}
+        raise
+    finally:
+        with _signals_wait():
+            if devices is not None:
+                devices.close()
+            if recorder is not None:
+                recorder.close()
+            summary = {**summarise(play.rows if play else [], status, facts), **failure}
+            if play is not None and play.rows and play.rows[-1]["round"] > 0:
+                _publish_final(folder, play.rows[-1]["round"])
+                summary["adapter"] = "adapter"
+            write_json(folder / "summary.json", summary)
+    observer.run_ended(summary)
+    return RunResult(folder, summary, play.rows)
+
+
+def _catch_up(folder: Path, play: _Play, live: Live, last: int, steps: list[Step]) -> Recorder:
+    """Replay the complete rounds, bring bench and nodes to where they were, and append from there."""
+    stored, _ = _read_adapter(folder, live.bench) if last >= 0 else (play.adapter, None)
+    if not np.array_equal(stored.initial, play.adapter.initial):
+        raise ReplayDeparture(
+            "the nodes start from another adapter than the recorded run", remedy="the base model changed; run it anew"
+        )
+    if last >= 0:
+        play.rounds(0, last, Replay(steps))
+        positions = live.positions_m
+        for step in steps:
+            reply = step.reply.moved if isinstance(step.reply, MovedAndTrained) else step.reply
+            positions = getattr(reply, "positions_m", positions)
+        live.restore(play.vector, positions, steps[-1].clock_s)
+    else:
+        _write_adapter(folder, play.adapter, play.fleet)
+    return Recorder(folder, keep_steps=len(steps), keep_rounds=last + 1)
+
+
+def _job(experiment: ExperimentSpec, bench: BenchSpec) -> JobSpec:
+    return JobSpec(
+        seed=experiment.seed,
+        nodes=bench.node_names,
+        model=experiment.model,
+        lora=experiment.lora,
+        data=experiment.data,
+        training=experiment.training,
+    )
+
+
+def _facts(experiment: ExperimentSpec, bench: BenchSpec, backend: str) -> dict[str, Any]:
+    return {
+        "name": experiment.name,
+        "scheme": experiment.scheme.name,
+        "backend": backend,
+        "seed": experiment.seed,
+        "config_sha256": config_sha256(experiment, bench),
+    }
+
+
+def _read_start(folder: Path) -> dict[str, Any]:
+    start = read_json(folder, "start.json")
+    if start.get("format") != FORMAT:
+        raise ConfigError(
+            f"the run was recorded in format {start.get('format')}, this version reads {FORMAT}",
+            file=folder / "start.json",
+            remedy="use the version of the testbed that start.json names",
+        )
+    return start
+
+
+def _recorded(start: Mapping[str, Any]) -> tuple[ExperimentSpec, BenchSpec, Scheme[Any]]:
+    experiment = ExperimentSpec.model_validate(start["experiment"])
+    return experiment, BenchSpec.model_validate(start["bench"]), build_scheme(experiment.scheme)
+
+
+def _write_adapter(folder: Path, adapter: Adapter, fleet: Fleet) -> None:
+    np.savez(folder / "initial.npz", initial=adapter.initial, frozen=adapter.frozen)
+    content = {
+        "layout": adapter.layout.model_dump(mode="json"),
+        "frozen_layout": adapter.frozen_layout.model_dump(mode="json"),
+        "peft_config": adapter.peft_config,
+        "num_samples": {node.name: node.num_samples for node in fleet.nodes},
+    }
+    write_json(folder / "adapter.json", content)
+
+
+def _read_adapter(folder: Path, bench: BenchSpec) -> tuple[Adapter, Fleet]:
+    content = read_json(folder, "adapter.json")
+    with np.load(folder / "initial.npz", allow_pickle=False) as arrays:
+        adapter = Adapter(
+            layout=Layout.model_validate(content["layout"]),
+            initial=arrays["initial"],
+            frozen_layout=Layout.model_validate(content["frozen_layout"]),
+            frozen=arrays["frozen"],
+            peft_config=content["peft_config"],
+        )
+    return adapter, Fleet.of(bench, content["num_samples"])
+
+
+def _compare_adapter(folder: Path, adapter: Adapter, vector: np.ndarray) -> None:
+    from safetensors.numpy import load_file
+
+    stored = load_file(str(folder / "adapter_model.safetensors"))
+    for name, factor in adapter.layout.unpack(vector).items():
+        if not np.array_equal(stored[name], factor):
+            raise ReplayDeparture(f"the replayed adapter differs from the stored one in {name}", file=folder)
+
+
+def _publish_final(folder: Path, last: int) -> None:
+    """`adapter/` is a copy of the last complete round's."""
+    final = folder / "adapter"
+    shutil.rmtree(final, ignore_errors=True)
+    shutil.copytree(folder / "adapters" / f"round-{last:03d}", final)
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in _VERSIONS_OF:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
+
+
+def _commit() -> str:
+    """The git commit of this code, `-dirty` where files were changed since; unknown outside a checkout."""
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return described.stdout.strip()
+
+
+_Handler = Callable[[int, FrameType | None], Any] | int | None
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextmanager
+def _handlers(handlers: Mapping[signal.Signals, _Handler]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _signals_interrupt() -> Any:
+    """SIGTERM and SIGHUP end a run as Ctrl-C does."""
+
+    def terminate(number: int, _frame: FrameType | None) -> None:
+        raise Terminated(number)
+
+    return _handlers({signal.SIGTERM: terminate, signal.SIGHUP: terminate})
+
+
+def _signals_wait() -> Any:
+    """No signal cuts the clean-up short."""
+    return _handlers(dict.fromkeys(_SIGNALS, signal.SIG_IGN))

@@ -1,0 +1,81 @@
+"""A round's row of figures, from its recorded steps alone, so that a live run and its replay write the same row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from testbed.core.orders import Collect, Collected, MovedAndTrained, Scores, Spent, Trained
+from testbed.engine.recorder import Step
+
+
+def round_row(index: int, steps: Sequence[Step], figures: Mapping[str, float | str]) -> dict[str, Any]:
+    """The row of `rounds.jsonl`.
+
+    Args:
+        index: round number; 0 scores the base model.
+        steps: all steps of the round.
+        figures: what the scheme reports of itself.
+
+    Returns:
+        round; loss, perplexity, accuracy of the held-out split (None where not scored); participants and missing nodes;
+        train_loss, the mean over nodes weighted by samples; aggregation_error and expected_error, squared error of the
+        mean over its squared norm (None where not measured or not predicted); air_time_s, latency_s, energy_j, travel_m
+        of the round; clock_s at its end; scheme.
+    """
+    spent = sum((step.reply.spent for step in steps), Spent())
+    row: dict[str, Any] = {
+        "round": index,
+        "loss": None,
+        "perplexity": None,
+        "accuracy": None,
+        "participants": [],
+        "missing": sorted({name for step in steps for name in getattr(step.reply, "missing", ())}),
+        "train_loss": None,
+        "aggregation_error": None,
+        "expected_error": None,
+        "air_time_s": spent.air_time_s,
+        "latency_s": spent.seconds,
+        "energy_j": spent.joules,
+        "travel_m": spent.travel_m,
+        "clock_s": steps[-1].clock_s if steps else 0.0,
+        "scheme": dict(figures),
+    }
+    for step in steps:
+        reply = step.reply.trained if isinstance(step.reply, MovedAndTrained) else step.reply
+        if isinstance(reply, Scores):
+            row.update(loss=reply.loss, perplexity=reply.perplexity, accuracy=reply.accuracy)
+        elif isinstance(reply, Trained) and reply.results:
+            total = sum(result.num_samples for result in reply.results.values())
+            row["train_loss"] = sum(result.num_samples * result.loss_mean for result in reply.results.values()) / total
+        elif isinstance(reply, Collected) and isinstance(step.order, Collect):
+            row["participants"] = sorted(set(step.order.uplinks) - set(reply.missing))
+            true_norm2 = step.audit.get("true_norm2", 0.0)
+            if true_norm2 > 0:
+                row["aggregation_error"] = step.audit["error_norm2"] / true_norm2
+                if step.order.expected_mse is not None:
+                    row["expected_error"] = step.order.expected_mse / true_norm2
+    return row
+
+
+def summarise(rows: Sequence[Mapping[str, Any]], status: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of `summary.json`.
+
+    Args:
+        rows: of `rounds.jsonl`.
+        status: done, budget, interrupted or failed.
+        facts: name, scheme, backend, seed, config_sha256.
+    """
+    scored = [row for row in rows if row["loss"] is not None]
+    before, after = (scored[0], scored[-1]) if scored else ({}, {})
+    return {
+        **facts,
+        "status": status,
+        "rounds": max((row["round"] for row in rows), default=0),
+        **{
+            f"{key}_{when}": row.get(key)
+            for key in ("loss", "perplexity", "accuracy")
+            for when, row in (("before", before), ("after", after))
+        },
+        **{key: sum(row[key] for row in rows) for key in ("latency_s", "energy_j", "air_time_s", "travel_m")},
+    }

@@ -1,0 +1,19 @@
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+# rich and typer look at these; what a test reads must not depend on who runs it
+for variable in ("COLUMNS", "LINES", "FORCE_COLOR", "TESTBED_DEBUG", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+    os.environ.pop(variable, None)
+os.environ["NO_COLOR"] = "1"
+os.environ["TERM"] = "dumb"
+
+
+@pytest.fixture
+def experiment_text() -> str:
+    """The shortest experiment file."""
+    return 'name = "short"\nrounds = 2\n\n[scheme]\nname = "fedavg"\n'

@@ -1,0 +1,109 @@
+"""Orders that break a limit are refused with the quantity, its value and the limit."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tests.benches import small_bench
+from testbed.core.devices import Capabilities
+from testbed.core.errors import ConfigError, LimitError
+from testbed.core.orders import Analogue, Collect, Digital, Evaluate, Move, Order, Publish, Sound, Together, Train, Work
+from testbed.engine.limits import check_needs, check_order
+
+BENCH = small_bench()
+HOME = np.array([antenna.home_m for antenna in BENCH.array.antennas])
+ONE = Analogue(weight=1.0, precoder=0.05 + 0.05j, mean=0.0, std=1.0)
+BAND = Digital(weight=1.0, bandwidth_hz=1e6, power_w=0.01, rate_bit_s=1e6)
+COMBINER = np.ones(3) / np.sqrt(3)
+
+
+def _moved(index: int, x: float, y: float) -> Move:
+    positions = HOME.copy()
+    positions[index] = (x, y)
+    return Move(positions)
+
+
+def _analogue(**changes: object) -> Collect:
+    return Collect({"node-00": replace(ONE, **changes)}, COMBINER, 1.0)  # type: ignore[arg-type]
+
+
+def _digital(**changes: object) -> Collect:
+    return Collect({"node-00": replace(BAND, **changes)})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        Sound(),
+        Sound(("node-02",)),
+        Move(HOME),
+        _moved(0, 0.3, 0.3),
+        Train({"node-00": Work(local_steps=1, cpu_hz=1e9)}),
+        Together(Move(HOME), Train({"node-00": Work()})),
+        _analogue(),
+        _digital(),
+        Publish(np.zeros(4, np.float32)),
+        Evaluate(),
+    ],
+)
+def test_orders_within_the_limits_pass(order: Order) -> None:
+    check_order(order, BENCH, 4)
+
+
+@pytest.mark.parametrize(
+    ("order", "says"),
+    [
+        (Sound(("node-77",)), "no node 'node-77'"),
+        (Sound(num_pilots=0), "at least one pilot"),
+        (Move(HOME[:2]), r"shape \(2, 2\) for 3 antennas"),
+        (_moved(0, np.nan, 0), "not finite"),
+        (_moved(0, 0.4, 0.0), r"antenna 0, axis 0: 0.4000 m is outside the region \[0, 0.375\]"),
+        (_moved(0, 0.1, 0.05), "antennas 0 and 1 would stand 0.0500 m apart"),
+        (_moved(2, 0.3, 0.3), "antenna 2 has no stage"),
+        (Train({"node-77": Work()}), "no node 'node-77'"),
+        (Train({"node-00": Work(cpu_hz=9e9)}), "node-00 cannot run at 9e"),
+        (Train({"node-00": Work(batch_size=0)}), "batch_size = 0"),
+        (Together(_moved(0, -1, 0), Train({})), "outside the region"),
+        (Collect({}), "nobody"),
+        (Collect({"node-00": ONE, "node-01": BAND}, COMBINER, 1.0), "cannot be mixed"),
+        (Collect({"node-00": ONE}), "need a combiner and a scale"),
+        (Collect({"node-00": ONE}, COMBINER[:2], 1.0), "combiner must be 3"),
+        (Collect({"node-00": ONE}, COMBINER, 0.0), "scale = 0"),
+        (_analogue(precoder=0.2), "would transmit 16.02 dBm; its limit is 10.00 dBm"),
+        (_analogue(std=0.0), "std = 0"),
+        (_analogue(mean=np.inf), "not finite"),
+        (_analogue(weight=0.0), "weight = 0"),
+        (_digital(power_w=0.2), "would transmit 23.01 dBm"),
+        (_digital(bandwidth_hz=9e6), "band has 3.75e"),
+        (_digital(rate_bit_s=0.0), "must be positive"),
+        (_digital(bits_per_value=3), "bits_per_value = 3"),
+        (Publish(np.zeros(3, np.float32)), "the adapter has 4 values"),
+        (Publish(np.array([0, np.nan, 0, np.inf], np.float32)), "2 values that are not finite"),
+    ],
+)
+def test_orders_beyond_the_limits_are_refused(order: Order, says: str) -> None:
+    with pytest.raises(LimitError, match=says):
+        check_order(order, BENCH, 4)
+
+
+def test_end_stops_of_a_stage_count_before_anything_moves() -> None:
+    array = BENCH.array.model_dump()
+    array["antennas"][1]["stage"]["travel_m"] = [[0.1, 0.2], [0.0, 0.3]]
+    bench = small_bench(array=array)
+    check_order(_moved(1, 0.18, 0.3), bench, 4)
+    with pytest.raises(LimitError, match="antenna 1, stage axis 0: 0.2200 m is beyond the end stops"):
+        check_order(_moved(1, 0.22, 0.3), bench, 4)
+
+
+def test_the_allow_list_binds_the_power_of_the_bench() -> None:
+    bench = small_bench(limits={"max_power_dbm": 10.0})
+    with pytest.raises(LimitError, match="its limit is 10.00 dBm"):
+        check_order(_analogue(precoder=0.11), bench, 4)
+
+
+def test_lacking_capabilities_are_named() -> None:
+    can = Capabilities(True, False, False, False, 1, 0.1, ((1e9, 2e9),), (1e6, 2e6))
+    check_needs("mine", {"timed_tx"}, can)
+    with pytest.raises(ConfigError, match="mine needs radios that are phase_coherent, shared_clock"):
+        check_needs("mine", {"timed_tx", "shared_clock", "phase_coherent"}, can)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -17,3 +18,11 @@ os.environ["TERM"] = "dumb"
 def experiment_text() -> str:
     """The shortest experiment file."""
     return 'name = "short"\nrounds = 2\n\n[scheme]\nname = "fedavg"\n'
+
+
+@pytest.fixture
+def experiment_file(tmp_path: Path, experiment_text: str) -> Path:
+    """The shortest experiment file, on disk."""
+    path = tmp_path / "short.toml"
+    path.write_text(experiment_text)
+    return path

@@ -34,6 +34,8 @@ class WaveformSpec(Spec):
     def _fits(self) -> WaveformSpec:
         if self.num_active % 2 or self.num_active > self.num_subcarriers - 2:
             raise ValueError("num_active must be even and at most num_subcarriers - 2")
+        if self.cyclic_prefix > self.num_subcarriers:
+            raise ValueError("cyclic_prefix must be at most num_subcarriers")
         return self
 
 

@@ -105,6 +105,9 @@ class Clock(Protocol):
     def wait_until(self, at_s: float) -> None:
         """Return at that time; at once if it has passed."""
 
+    def set(self, at_s: float) -> None:
+        """Go on from this time: a run that is resumed."""
+
     def concurrently(self, tasks: Sequence[Callable[[], Any]]) -> list[Any]:
         """Run the tasks side by side; returns when the last has ended, results in order."""
 

@@ -74,7 +74,7 @@ def from_plain(value: Any, load: Load) -> Any:
         case {"$type": name, **fields}:
             if name not in _TYPES:
                 raise ProtocolError(f"the record holds a {name!r}, which this version does not know")
-            return _TYPES[name](**{key: from_plain(item, load) for key, item in fields.items()})
+            return _TYPES[name](**{str(key): from_plain(item, load) for key, item in fields.items()})
         case dict():
             return {key: from_plain(item, load) for key, item in value.items()}
         case _:

@@ -20,7 +20,7 @@ from testbed.core.record import difference
 from testbed.core.scheme import Scheme
 from testbed.engine.config import ExperimentSpec
 from testbed.engine.dry import DryBench
-from testbed.engine.limits import check_needs, check_order
+from testbed.engine.limits import check_needs, check_order, claimed_capabilities
 from testbed.engine.perform import Replay, perform
 from testbed.engine.recorder import Step
 
@@ -43,6 +43,8 @@ def check_clock(clock: Clock) -> None:
     assert results == [0.03, 0.01], "concurrently lost the order of results"
     elapsed_s = clock.now_s() - start_s
     assert elapsed_s >= 0.03 - 1e-9, "concurrently returned before its last task"
+    clock.set(before_s)
+    assert before_s <= clock.now_s() < start_s, "set did not turn the clock"
 
 
 def check_stage(stage: Stage, inside_m: np.ndarray, beyond_m: np.ndarray, *, tolerance_m: float = 1e-5) -> None:
@@ -56,9 +58,8 @@ def check_stage(stage: Stage, inside_m: np.ndarray, beyond_m: np.ndarray, *, tol
     expected_s = stage.duration_s(inside_m)
     spent = stage.move_to(inside_m)
     assert np.allclose(stage.position_m, inside_m, atol=tolerance_m), "the stage is not where it was sent"
-    assert spent.seconds > 0 and abs(spent.seconds - expected_s) <= 0.1 * expected_s + 0.05, (
-        "duration_s and move_to disagree"
-    )
+    assert spent.seconds > 0, "a move takes no time"
+    assert abs(spent.seconds - expected_s) <= 0.1 * expected_s + 0.05, "duration_s and move_to disagree"
     assert abs(spent.travel_m - np.linalg.norm(inside_m - home_m)) <= tolerance_m, (
         "travel is not the way that was moved"
     )
@@ -79,6 +80,7 @@ def check_stage(stage: Stage, inside_m: np.ndarray, beyond_m: np.ndarray, *, tol
 def check_transmitter(radio: Radio, *, frequency_hz: float, sample_rate_hz: float, at_s: float) -> None:
     """It claims capabilities, refuses what they exclude, sends within its limit and ends mute."""
     can = _check_capabilities(radio, frequency_hz, sample_rate_hz)
+    assert can.max_power_w > 0, "a transmitter needs a positive max_power_w"
     amplitude = np.sqrt(can.max_power_w)
     radio.transmit(np.full(256, amplitude, np.complex64), at_s=at_s)
     _refused(
@@ -120,7 +122,7 @@ def check_scheme(
     The bench answers with made-up channels and unit updates; see `testbed.engine.dry`.
     """
     answerer = DryBench(bench, experiment, adapter.size, np.random.default_rng(experiment.seed))
-    check_needs(type(scheme).__name__, scheme.needs, answerer.capabilities)
+    check_needs(type(scheme).__name__, scheme.needs, claimed_capabilities(bench))
     fleet = Fleet.of(bench, {name: 10 + index for index, name in enumerate(bench.node_names)})
     steps: list[Step] = []
 
@@ -150,7 +152,6 @@ def _rounds(
 
 def _check_capabilities(radio: Radio, frequency_hz: float, sample_rate_hz: float) -> Capabilities:
     can = radio.capabilities
-    assert can.max_power_w > 0, "max_power_w must be positive"
     radio.tune(frequency_hz=frequency_hz, sample_rate_hz=sample_rate_hz)
     radio.tune(frequency_hz=frequency_hz, sample_rate_hz=sample_rate_hz)
     beyond_hz = 2.0 * max(high for _, high in can.frequencies_hz)

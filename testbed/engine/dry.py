@@ -16,7 +16,6 @@ import numpy as np
 
 from testbed.core.adapter import Adapter
 from testbed.core.bench import BenchSpec
-from testbed.core.devices import Capabilities
 from testbed.core.errors import ConfigError
 from testbed.core.fleet import Fleet
 from testbed.core.motion import travel_time_s
@@ -45,7 +44,7 @@ from testbed.core.orders import (
 from testbed.core.scheme import Scheme
 from testbed.core.units import dbm_to_w, from_db
 from testbed.engine.config import ExperimentSpec
-from testbed.engine.limits import check_needs, check_order
+from testbed.engine.limits import check_needs, check_order, claimed_capabilities
 from testbed.engine.perform import perform
 from testbed.lora.llama_layout import llama_layout
 from testbed.phy import budget, ofdm
@@ -79,7 +78,7 @@ def dry_experiment(experiment: ExperimentSpec, scheme: Scheme[Any], bench: Bench
     rng = np.random.default_rng([experiment.seed, 0])
     adapter = Adapter(layout=layout, initial=np.zeros(layout.size, np.float32))
     answerer = DryBench(bench, experiment, layout.size, rng)
-    check_needs(experiment.scheme.name, scheme.needs, answerer.capabilities)
+    check_needs(experiment.scheme.name, scheme.needs, claimed_capabilities(bench))
     steps: list[DryStep] = []
 
     def answer(order: Order) -> Reply:
@@ -148,17 +147,6 @@ class DryBench:
 
     def __post_init__(self) -> None:
         self.positions_m = np.array([antenna.home_m for antenna in self.bench.array.antennas])
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """What the bench file claims of its radios."""
-        return Capabilities(
-            **self.bench.radio.model_dump(),
-            num_antennas=len(self.bench.array.antennas),
-            max_power_w=dbm_to_w(self.bench.limits.max_power_dbm),
-            frequencies_hz=self.bench.limits.frequencies_hz,
-            sample_rate_hz=(self.bench.sample_rate_hz, self.bench.sample_rate_hz),
-        )
 
     def answer(self, order: Order) -> Reply:
         """A plausible reply. Raises LimitError where the bench would refuse the order."""

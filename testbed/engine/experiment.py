@@ -29,7 +29,7 @@ from testbed.core.scheme import Scheme
 from testbed.core.specs import JobSpec
 from testbed.engine.config import ExperimentSpec, build_scheme, config_sha256
 from testbed.engine.dry import DryStep, dry_experiment
-from testbed.engine.limits import check_needs
+from testbed.engine.limits import check_needs, claimed_capabilities
 from testbed.engine.live import Live
 from testbed.engine.observe import Observer
 from testbed.engine.perform import Answerer, Replay, perform
@@ -122,8 +122,7 @@ class _Play:
         row = round_row(index, steps, figures)
         self.rows.append(row)
         if self.recorder is not None:
-            if index > 0:
-                save_adapter(self.recorder.folder / "adapters" / f"round-{index:03d}", self.adapter, self.vector)
+            save_adapter(self.recorder.folder / "adapters" / f"round-{index:03d}", self.adapter, self.vector)
             self.recorder.round(row)
         self.observer.round_ended(row)
 
@@ -160,6 +159,7 @@ def run_experiment(
         KeyboardInterrupt: after everything is still and mute; the summary says interrupted.
     """
     backend_of(backend)
+    check_needs(experiment.scheme.name, scheme.needs, claimed_capabilities(bench))
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     folder = create_folder(out, experiment.name, stamp)
     start: dict[str, Any] = {
@@ -218,8 +218,7 @@ def replay_experiment(folder: Path, observer: Observer | None = None) -> RunResu
     if play.rows != recorded:
         different = next(old["round"] for old, new in zip(recorded, play.rows, strict=False) if old != new)
         raise ReplayDeparture(f"the figures of round {different} are not those recorded", file=folder / "rounds.jsonl")
-    if last > 0:
-        _compare_adapter(folder / "adapters" / f"round-{last:03d}", adapter, play.vector)
+    _compare_adapter(folder / "adapters" / f"round-{last:03d}", adapter, play.vector)
     complete = (folder / "summary.json").is_file()
     summary = (
         read_json(folder, "summary.json")
@@ -282,7 +281,7 @@ def _live(
             if recorder is not None:
                 recorder.close()
             summary = {**summarise(play.rows if play else [], status, facts), **failure}
-            if play is not None and play.rows and play.rows[-1]["round"] > 0:
+            if play is not None and play.rows:
                 _publish_final(folder, play.rows[-1]["round"])
                 summary["adapter"] = "adapter"
             write_json(folder / "summary.json", summary)

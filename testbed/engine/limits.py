@@ -29,6 +29,17 @@ from testbed.core.units import dbm_to_w, w_to_dbm
 _TOLERANCE = 1e-6
 
 
+def claimed_capabilities(bench: BenchSpec) -> Capabilities:
+    """What the bench file says of its radios, before any of them is opened."""
+    return Capabilities(
+        **bench.radio.model_dump(),
+        num_antennas=len(bench.array.antennas),
+        max_power_w=dbm_to_w(bench.limits.max_power_dbm),
+        frequencies_hz=bench.limits.frequencies_hz,
+        sample_rate_hz=(bench.sample_rate_hz, bench.sample_rate_hz),
+    )
+
+
 def check_needs(scheme_name: str, needs: Iterable[str], capabilities: Capabilities) -> None:
     """Raises ConfigError where the bench's radios lack what a scheme needs."""
     lacking = [flag for flag in sorted(needs) if not getattr(capabilities, flag)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, assert_never
 
 import numpy as np
@@ -120,7 +121,7 @@ class Live:
         """Continue a recorded run: adapter on the nodes, antennas in place, clock set; the way there is not counted."""
         self._publish(Publish(adapter))
         self._move(Move(positions_m))
-        self.devices.clock.wait_until(clock_s)
+        self.devices.clock.set(clock_s)
 
     def now_s(self) -> float:
         """The run's clock."""
@@ -225,7 +226,7 @@ class Live:
     def _move(self, order: Move) -> Moved:
         start_s = self.devices.clock.now_s()
         tasks = [
-            lambda stage=stage, point=to_stage(point, antenna.stage): stage.move_to(point)
+            partial(stage.move_to, to_stage(point, antenna.stage))
             for point, stage, antenna in zip(
                 order.positions_m, self.devices.stages, self.bench.array.antennas, strict=True
             )
@@ -291,7 +292,8 @@ class Live:
             for name, uplink in order.uplinks.items()
             if isinstance(uplink, Analogue) and name in self._holding
         }
-        assert order.combiner is not None and order.scale is not None  # check_order saw to it
+        assert order.combiner is not None  # check_order saw to it
+        assert order.scale is not None
         waveform, rate_hz = self.bench.waveform, self.bench.sample_rate_hz
         length = ofdm.burst_length(ofdm.num_symbols_of(self._num_values), waveform)
         start_s = self.devices.clock.now_s() + _START_DELAY_S

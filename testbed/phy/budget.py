@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from testbed.core.bench import WaveformSpec
-from testbed.phy.ofdm import burst_length, num_blocks, packed_length
+from testbed.phy.ofdm import burst_length, num_symbols_of
 
 
 def analogue_air_time_s(num_values: int, waveform: WaveformSpec, sample_rate_hz: float) -> float:
@@ -19,7 +19,7 @@ def analogue_air_time_s(num_values: int, waveform: WaveformSpec, sample_rate_hz:
     Returns:
         seconds, the same for any number of nodes that send at once.
     """
-    return burst_length(num_blocks(packed_length(num_values), waveform), waveform) / sample_rate_hz
+    return burst_length(num_symbols_of(num_values), waveform) / sample_rate_hz
 
 
 def pilot_air_time_s(num_pilots: int, waveform: WaveformSpec, sample_rate_hz: float) -> float:
@@ -33,7 +33,7 @@ def pilot_air_time_s(num_pilots: int, waveform: WaveformSpec, sample_rate_hz: fl
     Returns:
         seconds.
     """
-    return burst_length(num_pilots, waveform) / sample_rate_hz
+    return burst_length(num_pilots * waveform.num_active, waveform) / sample_rate_hz
 
 
 def digital_air_time_s(num_bits: float, rate_bit_s: float) -> float:

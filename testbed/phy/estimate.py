@@ -31,7 +31,7 @@ def pilot_symbols(num_pilots: int, waveform: WaveformSpec) -> np.ndarray:
     return np.tile(ordered, num_pilots).astype(np.complex64)
 
 
-def estimate_channel(received: np.ndarray, power_w: float, waveform: WaveformSpec) -> tuple[np.ndarray, float]:
+def estimate_channel(received: np.ndarray, pilots: np.ndarray, power_w: float) -> tuple[np.ndarray, float]:
     """Least-squares estimate of a frequency-flat channel, and the noise that is left over.
 
     h_n = sum_i conj(p_i) y_n[i] / (sqrt(P) S),   noise = sum_n sum_i |y_n[i] - sqrt(P) h_n p_i|^2 / (N (S - 1))
@@ -40,27 +40,25 @@ def estimate_channel(received: np.ndarray, power_w: float, waveform: WaveformSpe
     noise^2 / (N (S - 1)).
 
     Args:
-        received: demodulated pilot blocks y, shape [num_antennas, S] with S = num_pilots * num_active.
+        received: demodulated symbols y, shape [num_antennas, S].
+        pilots: unit-modulus symbols p that were sent, shape [S].
         power_w: average transmit power P of the pilots, watts.
-        waveform: numerology; the pilots p are those of `pilot_symbols`.
 
     Returns:
         channel [num_antennas] complex128, and noise power of one symbol and antenna in watts.
 
     Raises:
-        ValueError: no whole number of pilot blocks, or a power that is not positive.
+        ValueError: not as many symbols as pilots, fewer than two, or a power that is not positive.
 
     Reference:
         S. Kay, "Fundamentals of Statistical Signal Processing: Estimation Theory", 1993, chapters 4 and 8.
     """
     # [num_antennas, S]
     received = np.asarray(received, dtype=np.complex128)
-    count = received.shape[-1]
-    if count == 0 or count % waveform.num_active or not power_w > 0:
-        raise ValueError(
-            f"{count} symbols sent with {power_w:g} W are no pilots: whole blocks of {waveform.num_active} are"
-        )
-    sent = np.sqrt(power_w) * pilot_symbols(count // waveform.num_active, waveform)
+    sent = np.sqrt(power_w) * np.asarray(pilots, dtype=np.complex128)
+    count = len(sent)
+    if count < 2 or received.shape[-1] != count or not power_w > 0:
+        raise ValueError(f"no estimate from {received.shape[-1]} symbols and {count} pilots of {power_w:g} W")
     # [num_antennas]
     channel = received @ sent.conj() / (power_w * count)
     residual = received - channel[:, None] * sent

@@ -19,12 +19,12 @@ def num_blocks(num_symbols: int, waveform: WaveformSpec) -> int:
     return -(-num_symbols // waveform.num_active)
 
 
-def burst_length(num_blocks: int, waveform: WaveformSpec) -> int:
-    """Samples of a burst of so many OFDM blocks, cyclic prefixes included."""
-    return num_blocks * (waveform.num_subcarriers + waveform.cyclic_prefix)
+def burst_length(num_symbols: int, waveform: WaveformSpec) -> int:
+    """Samples of a burst of so many complex symbols, cyclic prefixes included."""
+    return num_blocks(num_symbols, waveform) * (waveform.num_subcarriers + waveform.cyclic_prefix)
 
 
-def packed_length(num_values: int) -> int:
+def num_symbols_of(num_values: int) -> int:
     """Complex symbols that carry so many real values, two on each."""
     return -(-num_values // 2)
 
@@ -54,7 +54,7 @@ def modulate(symbols: np.ndarray, waveform: WaveformSpec) -> np.ndarray:
         waveform: numerology.
 
     Returns:
-        shape [..., burst_length(num_blocks(num_symbols))], complex64; unit mean power for symbols of unit mean power.
+        shape [..., burst_length(num_symbols)], complex64; unit mean power for symbols of unit mean power.
 
     Raises:
         ValueError: the cyclic prefix is longer than a block.
@@ -157,7 +157,7 @@ def pack_values(values: np.ndarray) -> np.ndarray:
     """
     values = np.asarray(values, dtype=np.float32)
     lead, count = values.shape[:-1], values.shape[-1]
-    scaled = np.zeros((*lead, 2 * packed_length(count)), np.float32)
+    scaled = np.zeros((*lead, 2 * num_symbols_of(count)), np.float32)
     np.multiply(values, np.float32(math.sqrt(0.5)), out=scaled[..., :count])
     return scaled.view(np.complex64)
 
@@ -176,7 +176,7 @@ def unpack_values(symbols: np.ndarray, num_values: int) -> np.ndarray:
         ValueError: there are fewer symbols than the values need.
     """
     symbols = np.asarray(symbols)
-    needed = packed_length(num_values)
+    needed = num_symbols_of(num_values)
     if symbols.shape[-1] < needed:
         raise ValueError(f"{num_values} values need {needed} symbols, {symbols.shape[-1]} are given")
     scaled = np.multiply(symbols[..., :needed], np.float32(math.sqrt(2.0)), dtype=np.complex64)

@@ -13,7 +13,7 @@ import numpy as np
 
 from testbed.core.bench import WaveformSpec
 from testbed.phy.combiner import max_min_combiner
-from testbed.phy.ofdm import demodulate, modulate, num_blocks, pack_values, packed_length, unpack_values
+from testbed.phy.ofdm import demodulate, modulate, num_symbols_of, pack_values, unpack_values
 
 __all__ = [
     "Forcing",
@@ -21,7 +21,6 @@ __all__ = [
     "decode",
     "encode",
     "max_min_combiner",
-    "num_ofdm_symbols",
     "uniform_forcing",
 ]
 
@@ -109,11 +108,6 @@ def aggregation_mse(
     return error if convention == "iq" else error / 2
 
 
-def num_ofdm_symbols(num_values: int, waveform: WaveformSpec) -> int:
-    """OFDM symbols (blocks) of the burst that carries so many values."""
-    return num_blocks(packed_length(num_values), waveform)
-
-
 def encode(update: np.ndarray, mean: float, std: float, precoder: complex, waveform: WaveformSpec) -> np.ndarray:
     """What a node transmits.
 
@@ -127,7 +121,7 @@ def encode(update: np.ndarray, mean: float, std: float, precoder: complex, wavef
         waveform: numerology.
 
     Returns:
-        samples in square-root watts, shape [burst_length(num_ofdm_symbols)], complex64.
+        samples in square-root watts, shape [burst_length(num_symbols_of(num_values))], complex64.
     """
     update = np.asarray(update, dtype=np.float32)
     if std > 0:
@@ -174,6 +168,6 @@ def decode(
     # [num_samples]
     combined = receive @ samples
     # [num_values]
-    values = unpack_values(demodulate(combined, waveform, packed_length(num_values)), num_values)
+    values = unpack_values(demodulate(combined, waveform, num_symbols_of(num_values)), num_values)
     values += np.float32(weights @ np.asarray(means, dtype=np.float64) / total)
     return values

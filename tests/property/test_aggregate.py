@@ -35,7 +35,8 @@ def test_a_mean_of_nothing_is_refused() -> None:
 def test_pack_and_unpack_are_inverse(shapes: list[tuple[int, int]], seed: int) -> None:
     layout = Layout(
         factors=tuple(
-            Factor(name=f"m{index}.lora_A.weight", shape=shape, kind="A", module=f"m{index}") for index, shape in enumerate(shapes)
+            Factor(name=f"m{index}.lora_A.weight", shape=shape, kind="A", module=f"m{index}")
+            for index, shape in enumerate(shapes)
         )
     )
     vector = np.random.default_rng(seed).standard_normal(layout.size).astype(np.float32)

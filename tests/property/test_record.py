@@ -7,33 +7,63 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from testbed.core.orders import Analogue, Collect, Collected, LocalResult, Move, Sounding, Spent, Together, Train, Trained, Work
+from testbed.core.orders import (
+    Analogue,
+    Collect,
+    Collected,
+    LocalResult,
+    Move,
+    Sounding,
+    Spent,
+    Together,
+    Train,
+    Trained,
+    Work,
+)
 from testbed.core.record import difference, from_plain, to_plain
 
 _floats = st.floats(allow_nan=True, allow_infinity=True)
 _finite = st.floats(-1e9, 1e9)
 _names = st.text(st.characters(codec="utf-8", exclude_characters="$"), min_size=1, max_size=8)
 _arrays = npst.arrays(
-    st.sampled_from([np.float32, np.float64, np.complex64, np.complex128]), npst.array_shapes(min_dims=1, max_dims=2, min_side=0)
+    st.sampled_from([np.float32, np.float64, np.complex64, np.complex128]),
+    npst.array_shapes(min_dims=1, max_dims=2, min_side=0),
 )
 _spent = st.builds(Spent, _floats, _finite, _finite, _finite)
-_uplinks = st.dictionaries(_names, st.builds(Analogue, _finite, st.complex_numbers(allow_nan=False), _finite, _finite), max_size=3)
+_uplinks = st.dictionaries(
+    _names, st.builds(Analogue, _finite, st.complex_numbers(allow_nan=False), _finite, _finite), max_size=3
+)
 _values = st.one_of(
     st.builds(Move, _arrays),
-    st.builds(Together, st.builds(Move, _arrays), st.builds(Train, st.dictionaries(_names, st.builds(Work), max_size=2))),
+    st.builds(
+        Together, st.builds(Move, _arrays), st.builds(Train, st.dictionaries(_names, st.builds(Work), max_size=2))
+    ),
     st.builds(Collect, _uplinks, _arrays, _floats, st.none() | _finite),
     st.builds(Sounding, st.tuples(_names), _arrays, _floats, _arrays, st.tuples(_names), _spent),
     st.builds(
         Trained,
         st.dictionaries(
             _names,
-            st.builds(LocalResult, _floats, _floats, _floats, st.integers(0, 9), st.integers(0, 9), _floats, _floats, _floats, _floats),
+            st.builds(
+                LocalResult,
+                _floats,
+                _floats,
+                _floats,
+                st.integers(0, 9),
+                st.integers(0, 9),
+                _floats,
+                _floats,
+                _floats,
+                _floats,
+            ),
             max_size=2,
         ),
         st.tuples(),
         _spent,
     ),
-    st.builds(Collected, _arrays, st.dictionaries(_names, _arrays, max_size=2), st.tuples(), _floats, st.just({}), _spent),
+    st.builds(
+        Collected, _arrays, st.dictionaries(_names, _arrays, max_size=2), st.tuples(), _floats, st.just({}), _spent
+    ),
 )
 
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.benches import small_bench
 from testbed.core.devices import Capabilities
 from testbed.core.errors import ConfigError, LimitError
 from testbed.core.orders import Analogue, Collect, Digital, Evaluate, Move, Order, Publish, Sound, Together, Train, Work
 from testbed.engine.limits import check_needs, check_order
+from tests.benches import small_bench
 
 BENCH = small_bench()
 HOME = np.array([antenna.home_m for antenna in BENCH.array.antennas])

@@ -1,0 +1,1 @@
+"""The twin: devices of a simulated room."""

@@ -1,0 +1,138 @@
+"""Opens the simulated bench: the controller's devices here, a node's devices in its own process."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from drivers.zmq_link import ZmqLink
+from sim_backend.air import AirHub, AirPort
+from sim_backend.clock import VirtualClock
+from sim_backend.fleet import NodeProcesses, num_processes
+from sim_backend.meter import SimMeter
+from sim_backend.radio import SimReceiver, SimTransmitter
+from sim_backend.stage import SimStage
+from sim_backend.world import World
+from testbed.core.bench import BenchSpec
+from testbed.core.devices import Devices
+from testbed.core.errors import ConfigError, LinkTimeout
+from testbed.core.frames import to_array
+from testbed.core.node_devices import NodeDevices
+
+_GLANCE_S = 0.2
+
+
+def open_bench(bench: BenchSpec, *, seed: int, folder: Path, node_processes: int | None = None) -> Devices:
+    """Open world, medium, receiver, stages, clock and link, and start the node processes.
+
+    Args:
+        bench: the bench.
+        seed: of the world.
+        folder: gets the logs of the node processes.
+        node_processes: how many processes host the nodes; one for each core if None. With 0 none is started and the
+            nodes come by themselves.
+
+    Returns:
+        the controller's devices; where processes were started, every node is connected.
+
+    Raises:
+        ConfigError: an antenna's home is beyond the end stops of its stage.
+        DeviceError: a node process ended early.
+        LinkTimeout: a node did not connect.
+    """
+    with contextlib.ExitStack() as opened:
+        # closed in the opposite order, each whatever happens to the others
+        clock = VirtualClock()
+        hub = AirHub(bench.node_names, bench.sample_rate_hz)
+        opened.callback(hub.close)
+        nodes = NodeProcesses(folder)
+        opened.callback(nodes.stop)
+        link = ZmqLink(bench.link.listen)
+        opened.callback(link.close)
+        stages = _open_stages(bench, clock)
+        radio = SimReceiver(bench, world=World(bench, seed), hub=hub, positions_m=lambda: _positions_m(bench, stages))
+        opened.callback(radio.close)
+        opened.callback(radio.mute)
+        for stage in stages:
+            if stage is not None:
+                opened.callback(stage.close)
+                opened.callback(stage.stop)
+        processes = num_processes(len(bench.node_names)) if node_processes is None else node_processes
+        if processes > 0:
+            nodes.start(bench.node_names, link.address, processes)
+            _wait_for(bench, link, nodes, folder)
+        return Devices(
+            radio=radio,
+            stages=stages,
+            link=link,
+            clock=clock,
+            node_devices={"air": hub.address},
+            close=opened.pop_all().close,
+        )
+
+
+def open_node(bench: BenchSpec, node: str, devices: Mapping[str, Any]) -> NodeDevices:
+    """Open one node's transmitter and meter.
+
+    Args:
+        bench: the bench.
+        node: its name.
+        devices: `air`, the address of the medium.
+
+    Returns:
+        the node's devices.
+
+    Raises:
+        ConfigError: the bench has no such node, or the address is absent.
+    """
+    board = next((board for board in bench.boards if board.name == node), None)
+    if board is None:
+        raise ConfigError(f"the bench has no node {node!r}", key="nodes", remedy="name the node as the bench file does")
+    if not isinstance(devices.get("air"), str):
+        raise ConfigError("the address of the simulated medium is absent", key="air")
+    radio = SimTransmitter(bench, node=node, port=AirPort(devices["air"]))
+    return NodeDevices(radio=radio, meter=SimMeter(board), close=radio.close)
+
+
+def _open_stages(bench: BenchSpec, clock: VirtualClock) -> tuple[SimStage | None, ...]:
+    return tuple(
+        None
+        if antenna.stage is None
+        else SimStage(antenna.stage, region_m=bench.array.region_m, home_m=antenna.home_m, clock=clock)
+        for antenna in bench.array.antennas
+    )
+
+
+def _positions_m(bench: BenchSpec, stages: Sequence[SimStage | None]) -> np.ndarray:
+    """Where the antennas are, array frame, shape [num_antennas, 2]."""
+    return np.array(
+        [
+            antenna.home_m if stage is None or antenna.stage is None else to_array(stage.position_m, antenna.stage)
+            for stage, antenna in zip(stages, bench.array.antennas, strict=True)
+        ],
+        dtype=np.float64,
+    )
+
+
+def _wait_for(bench: BenchSpec, link: ZmqLink, nodes: NodeProcesses, folder: Path) -> None:
+    """Wait for the nodes with an eye on their processes, so that one that ends early is told at once."""
+    timeout_s = bench.link.connect_timeout_s
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            link.wait_for(bench.node_names, timeout_s=min(_GLANCE_S, timeout_s))
+        except LinkTimeout as silence:
+            nodes.check()
+            if time.monotonic() >= deadline:
+                absent = [name for name in bench.node_names if name not in link.nodes]
+                raise LinkTimeout(
+                    f"{len(absent)} nodes did not connect within {timeout_s:g} s: {', '.join(absent[:8])}",
+                    remedy=f"look at nodes-*.log in {folder}, or raise link.connect_timeout_s",
+                ) from silence
+        else:
+            return

@@ -1,9 +1,9 @@
 """The bench file: where everything stands, what it can do, and what it must never do.
 
-Lengths are metres, frequencies hertz; power and loss carry `_dbm` and `_db` in the file only (see `testbed.core.units`).
+Lengths are metres, frequencies hertz; power and loss carry `_dbm` and `_db` in the file only (`testbed.core.units`).
 Three frames are used. *Room*: the walls, x y z. *Array*: the plane the receive antennas move in; its origin and its two
-axes are given in the room frame. *Stage*: the coordinates that one antenna's motors understand; `StageSpec` says how they
-lie in the array frame.
+axes are given in the room frame. *Stage*: the coordinates that one antenna's motors understand; `StageSpec` says how
+they lie in the array frame.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class ArraySpec(Spec):
         ((1.0, 0.0, 0.0), (0.0, 0.0, 1.0)), description="the two array axes in the room frame, orthonormal"
     )
     region_m: tuple[Interval, Interval] = Field(description="where antennas may be, array frame")
-    min_spacing_m: float = Field(ge=0)
+    min_spacing_m: float = Field(ge=0, description="smallest distance of two antennas")
     antennas: tuple[AntennaSpec, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -91,7 +91,8 @@ class ArraySpec(Spec):
         distance_m = np.linalg.norm(home[left] - home[right], axis=-1)
         if distance_m.size and distance_m.min() < self.min_spacing_m - 1e-9:
             raise ValueError(
-                f"home_m: two antennas stand {distance_m.min():.4g} m apart, below min_spacing_m = {self.min_spacing_m:g}"
+                f"home_m: two antennas stand {distance_m.min():.4g} m apart, "
+                f"below min_spacing_m = {self.min_spacing_m:g}"
             )
         return self
 

@@ -1,4 +1,4 @@
-"""What the engine asks of devices, in SI units. Nobody above these Protocols can tell a simulated device from a real one.
+"""What the engine asks of devices, in SI units. Nobody above can tell a simulated device from a real one.
 
 Samples are complex baseband in square-root watts at the antenna port: the mean of |x|^2 is the average power in watts.
 Verbs seek a state and may be repeated; every device ends mute and still.

@@ -1,7 +1,7 @@
 """The words between controller and nodes: a small JSON head, then raw array frames. Never pickle.
 
-A packet is a list of ZeroMQ frames: the head, a JSON object `{"protocol", "kind", ..., "arrays": [{name, dtype, shape}]}`
-checked by pydantic, then one frame of little-endian bytes for each array, sent and received without a copy.
+A packet is a list of ZeroMQ frames: the head, a JSON object `{"protocol", "kind", ..., "arrays": [{name, dtype,
+shape}]}` checked by pydantic, then one frame of little-endian bytes for each array, sent and received without a copy.
 """
 
 from __future__ import annotations

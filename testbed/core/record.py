@@ -36,7 +36,7 @@ Load = Callable[[int, np.dtype, tuple[int, ...]], np.ndarray]
 
 
 def to_plain(value: Any, store: Store) -> Any:
-    """JSON-ready form of an order, a reply or a part of one. Raises ProtocolError for a type that cannot be recorded."""
+    """JSON-ready form of an order, a reply or a part of one. Raises ProtocolError for any other type."""
     match value:
         case None | bool() | int() | str():
             return value

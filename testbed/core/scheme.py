@@ -17,7 +17,7 @@ State = TypeVar("State")
 
 
 class Scheme(BaseModel, ABC, Generic[State]):
-    """A scheme. Its fields are its parameters in the experiment file, so the configured scheme is its own configuration.
+    """A scheme. Its fields are its parameters in the experiment file: the configured scheme is its own configuration.
 
     A scheme is pure: the same fleet, adapter, replies and generator give the same orders. Whatever it remembers between
     rounds is in the state it returns.

@@ -6,7 +6,7 @@ may import them. Unknown keys are refused; a model that was built is valid.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -22,7 +22,8 @@ class ModelSpec(Spec):
 
     base: str = Field(
         "builtin:tiny",
-        description="builtin:tiny, a local folder in Hugging Face format, or a hub name such as openlm-research/open_llama_3b_v2",
+        description="builtin:tiny, a local folder in Hugging Face format, "
+        "or a hub name such as openlm-research/open_llama_3b_v2",
     )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="number format of the frozen base weights")
 
@@ -30,12 +31,12 @@ class ModelSpec(Spec):
 class LoraSpec(Spec):
     """Low-rank adapters, W + (alpha / rank) B A (Hu et al., arXiv 2106.09685)."""
 
-    rank: int = Field(8, ge=1, le=1024)
-    alpha: float = Field(16.0, gt=0)
+    rank: int = Field(8, ge=1, le=1024, description="inner dimension of the adapters")
+    alpha: float = Field(16.0, gt=0, description="the adapters' share is alpha / rank")
     targets: tuple[str, ...] = Field(
         ("q_proj", "v_proj"), min_length=1, description="names of the adapted linear layers"
     )
-    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="of the adapters' input while training")
     freeze_a: bool = Field(
         False, description="train and send B only (FFA-LoRA, arXiv 2403.12313): averaging is then exactly linear"
     )
@@ -52,7 +53,7 @@ class PartitionSpec(Spec):
     alpha: float = Field(
         0.5, gt=0, description="concentration of the Dirichlet draw; small means strongly different nodes"
     )
-    labels_per_node: int = Field(2, ge=1)
+    labels_per_node: int = Field(2, ge=1, description="of kind label: how many labels each node holds")
 
 
 class DataSpec(Spec):
@@ -60,7 +61,8 @@ class DataSpec(Spec):
 
     source: str = Field(
         "builtin:docstrings",
-        description="builtin:docstrings, a JSONL (also .gz) or CSV file, a folder with train and test files, a datasets folder, or a hub name",
+        description="builtin:docstrings, a JSONL (also .gz) or CSV file, a folder with train and test files, "
+        "a datasets folder, or a hub name",
     )
     template: Literal[
         "text", "topic", "gsm8k", "yahoo", "sst2", "qnli", "alpaca", "dolly", "preference", "dbpedia14"
@@ -79,11 +81,13 @@ class DataSpec(Spec):
 class TrainingSpec(Spec):
     """Local training of one node in one round."""
 
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="starts afresh every round")
+    learning_rate: float = Field(1e-3, gt=0, description="constant within a round")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled for adamw, L2 for sgd")
     momentum: float = Field(0.0, ge=0, lt=1, description="of sgd")
-    local_steps: int | None = Field(None, ge=1, description="optimiser steps in a round; give this or local_epochs")
+    local_steps: int | None = Field(
+        None, ge=1, description="optimiser steps in a round; 10 if neither this nor local_epochs is given"
+    )
     local_epochs: int | None = Field(None, ge=1, description="passes over the node's rows in a round")
     batch_size: int = Field(8, ge=1, description="rows of one forward pass")
     gradient_accumulation: int = Field(1, ge=1, description="forward passes of one optimiser step")
@@ -92,13 +96,18 @@ class TrainingSpec(Spec):
     task: Literal["language", "classification"] = Field(
         "language", description="classification adds accuracy: the label word with the highest likelihood"
     )
-    max_grad_norm: float | None = Field(1.0, gt=0)
+    max_grad_norm: float | None = Field(1.0, gt=0, description="gradients longer than this are shortened to it")
 
-    @model_validator(mode="after")
-    def _one_length(self) -> TrainingSpec:
-        if (self.local_steps is None) == (self.local_epochs is None):
-            raise ValueError("give exactly one of local_steps and local_epochs, for instance local_steps = 10")
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _one_length(cls, content: Any) -> Any:
+        if isinstance(content, dict):
+            given = [key for key in ("local_steps", "local_epochs") if content.get(key) is not None]
+            if len(given) > 1:
+                raise ValueError("local_steps and local_epochs cannot both be given; leave one out")
+            if not given:
+                return {**content, "local_steps": 10}
+        return content
 
 
 class JobSpec(Spec):
@@ -111,4 +120,4 @@ class JobSpec(Spec):
     model: ModelSpec = ModelSpec()
     lora: LoraSpec = LoraSpec()
     data: DataSpec = DataSpec()
-    training: TrainingSpec = TrainingSpec(local_steps=10)
+    training: TrainingSpec = TrainingSpec()

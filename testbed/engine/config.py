@@ -62,7 +62,7 @@ class ExperimentSpec(Spec):
     model: ModelSpec = Field(default=ModelSpec(), description="the pre-trained model")
     lora: LoraSpec = Field(default=LoraSpec(), description="the low-rank adapters")
     data: DataSpec = Field(default=DataSpec(), description="the text and its partition over the nodes")
-    training: TrainingSpec = Field(default=TrainingSpec(local_steps=10), description="local training of one round")
+    training: TrainingSpec = Field(default=TrainingSpec(), description="local training of one round")
     scheme: SchemeSpec = Field(description="the scheme and its parameters", examples=[{"name": "ota-fedavg"}])
     budget: BudgetSpec = Field(default=BudgetSpec(), description="when to end early")
     audit: bool = Field(

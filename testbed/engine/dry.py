@@ -1,7 +1,7 @@
 """A dry run: what would be asked of the bench, how long it would take, and whether a limit would refuse it.
 
-Nothing moves, radiates or trains. Channels are drawn from a free-space guess, updates are zeros of unit spread and every
-node is taken to own as many rows, so a scheme's decisions are typical ones, not those of the real run.
+Nothing moves, radiates or trains. Channels are drawn from a free-space guess, updates are zeros of unit spread and
+every node is taken to own as many rows, so a scheme's decisions are typical ones, not those of the real run.
 """
 
 from __future__ import annotations

@@ -178,7 +178,8 @@ def _check_uplink(name: str, uplink: Uplink, limit_w: float) -> None:
             numbers = (uplink.weight, uplink.bandwidth_hz, power_w, uplink.rate_bit_s)
             if not (uplink.bandwidth_hz > 0 and uplink.rate_bit_s > 0):
                 raise LimitError(
-                    f"Collect: {name}: bandwidth {uplink.bandwidth_hz:g} Hz and rate {uplink.rate_bit_s:g} bit/s must be positive"
+                    f"Collect: {name}: bandwidth {uplink.bandwidth_hz:g} Hz and rate {uplink.rate_bit_s:g} bit/s "
+                    "must be positive"
                 )
             if uplink.bits_per_value not in (16, 32):
                 raise LimitError(f"Collect: {name}: bits_per_value = {uplink.bits_per_value}; choose 16 or 32")

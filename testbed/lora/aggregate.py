@@ -25,7 +25,8 @@ def weighted_mean(updates: Mapping[str, np.ndarray], weights: Mapping[str, float
     Raises:
         ValueError: no updates, or weights that do not add up to a positive number.
 
-    Reference: McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017.
+    Reference: McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data",
+    AISTATS 2017.
     """
     names = sorted(updates)
     # [num_nodes]

@@ -1,9 +1,10 @@
 """Federated averaging of LoRA updates over error-free digital links: the reference every other scheme is held against.
 
 Paper: McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017
-(Algorithm 1); applied to LoRA factors as in FedIT (arXiv 2305.05644). From the papers: the weighted mean of the clients'
-updates, weights D_m. Our choice: how long the link takes. Every node gets an equal share B / K of the band, sends at its
-highest power, and its rate is the Shannon rate of its sounded channel, with maximum-ratio combining at the array.
+(Algorithm 1); applied to LoRA factors as in FedIT (arXiv 2305.05644). From the papers: the weighted mean of the
+clients' updates, weights D_m. Our choice: how long the link takes. Every node gets an equal share B / K of the band,
+sends at its highest power, and its rate is the Shannon rate of its sounded channel, with maximum-ratio combining at the
+array, a gap to capacity included.
 """
 
 from __future__ import annotations

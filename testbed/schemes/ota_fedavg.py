@@ -3,13 +3,14 @@
 Papers. Uniform-forcing transmit coefficients and the power rule: Liu, Yuan, Zhang (arXiv 2011.10282) and Kalarde et al.
 (arXiv 2302.14336),
 
-    b_m = sqrt(eta) D_m nu_m / (f^H h_m),     eta = min_m P_m |f^H h_m|^2 / (D_m nu_m)^2,     E||e||^2 = d sigma^2 / (eta D_S^2)
+    b_m = sqrt(eta) D_m nu_m / (f^H h_m),     eta = min_m P_m |f^H h_m|^2 / (D_m nu_m)^2,
+    E||e||^2 = d sigma^2 / (eta D_S^2)
 
 with two real values on each complex symbol. Our choice: the receive combiner is the max-min heuristic of
 `testbed.phy.combiner`; nodes far weaker than the strongest may be left out of a round (truncated inversion, after
 arXiv 1812.11494); and antenna places come from a plain search over measured ports:
 
-1. visit the fixed array and `visits - 1` random layouts and sound at each, so the channel is known at visits * N places;
+1. visit the fixed array and `visits - 1` random layouts and sound at each: the channel is known at visits * N places;
 2. choose the N of these places that serve the weakest node best, by exchange, starting at the fixed array;
 3. go there while the nodes train, sound again, and go by what is heard there.
 

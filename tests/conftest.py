@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 # rich and typer look at these; what a test reads must not depend on who runs it
-for variable in ("COLUMNS", "LINES", "FORCE_COLOR", "TESTBED_DEBUG", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+SCREEN = ("COLUMNS", "LINES", "TERMINAL_WIDTH", "FORCE_COLOR", "PY_COLORS", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
+for variable in (*SCREEN, "GITHUB_ACTIONS", "TESTBED_DEBUG"):
     os.environ.pop(variable, None)
 os.environ["NO_COLOR"] = "1"
 os.environ["TERM"] = "dumb"

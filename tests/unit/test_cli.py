@@ -250,14 +250,7 @@ def test_show_reads_a_run_and_compares_two(engine: Engine, call: Call, experimen
     assert code == 0
     assert "mean aggregation error" in out
     compared = json.loads(call("show", "one", "--against", "two", "--json")[1])["comparison"]
-    assert {
-        "name": "loss after",
-        "unit": "nats",
-        "one": 4.3,
-        "other": 4.3,
-        "relative": True,
-        "difference": 0.0,
-    } in compared
+    assert {"name": "loss after", "unit": "nats", "run": 4.3, "against": 4.3, "difference": 0.0} in compared
 
 
 def test_show_of_a_run_that_is_not_complete(engine: Engine, call: Call, experiment_file: Path) -> None:

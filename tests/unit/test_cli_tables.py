@@ -146,7 +146,7 @@ def _recorded(label: str, error: float, loss: float, travel: float) -> Recorded:
 def test_a_comparison_says_what_moving_earns() -> None:
     text = render_comparison(_recorded("moving", 0.01, 4.2, 2.0), _recorded("fixed", 0.02, 4.3, 0.0))
     words = " ".join(text.split())
-    assert "mean aggregation error dB -20.0 -17.0 -3.010" in words
+    assert "mean aggregation error dB -20.00 -16.99 -3.01" in words
     assert "moving aggregates with 3.0 dB less error and ends with a loss 0.1000 nats lower than fixed" in words
     assert "2.000 m more antenna travel" in words
     assert max(map(len, text.splitlines())) <= 80
@@ -160,7 +160,7 @@ def test_a_comparison_leaves_out_what_neither_has() -> None:
 
 def test_a_comparison_with_an_error_free_run() -> None:
     text = render_comparison(_recorded("air", 0.01, 4.2, 2.0), _recorded("wire", 0.0, 4.2, 0.0))
-    assert " ".join(text.split()).count("mean aggregation error dB -20.0 - -") == 1
+    assert " ".join(text.split()).count("mean aggregation error dB -20.00 - -") == 1
 
 
 def test_orders_of_a_dry_run() -> None:

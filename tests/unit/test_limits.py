@@ -92,13 +92,13 @@ def test_end_stops_of_a_stage_count_before_anything_moves() -> None:
     array["antennas"][1]["stage"]["travel_m"] = [[0.1, 0.2], [0.0, 0.3]]
     bench = small_bench(array=array)
     check_order(_moved(1, 0.18, 0.3), bench, 4)
-    with pytest.raises(LimitError, match="antenna 1, stage axis 0: 0.2200 m is beyond the end stops"):
+    with pytest.raises(LimitError, match=r"antenna 1, stage axis 0: 0\.2200 m is beyond the end stops"):
         check_order(_moved(1, 0.22, 0.3), bench, 4)
 
 
 def test_the_allow_list_binds_the_power_of_the_bench() -> None:
     bench = small_bench(limits={"max_power_dbm": 10.0})
-    with pytest.raises(LimitError, match="its limit is 10.00 dBm"):
+    with pytest.raises(LimitError, match=r"its limit is 10\.00 dBm"):
         check_order(_analogue(precoder=0.11), bench, 4)
 
 

@@ -111,7 +111,7 @@ def test_a_failure_carries_node_and_kind(link: ZmqLink, peer: _Peer) -> None:
 
 
 def test_nodes_that_never_connect_are_named(link: ZmqLink) -> None:
-    with pytest.raises(LinkTimeout, match="2 of 2 nodes did not connect within 0.05 s: a, b") as caught:
+    with pytest.raises(LinkTimeout, match=r"2 of 2 nodes did not connect within 0\.05 s: a, b") as caught:
         link.wait_for(["a", "b"], timeout_s=0.05)
     assert f"testbed node --connect {link.address} --id a" in str(caught.value)
 

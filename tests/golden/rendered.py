@@ -1,0 +1,154 @@
+"""What the documentation shows, rendered from the code: tables of keys, of options, of a recorded run.
+
+`python tests/golden/rendered.py` writes all of it into the pages again. With a run's folder and that of the same run
+with fixed antennas, it first takes their rows as the README's example.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from testbed.cli.app import EXIT_CODES, app
+from testbed.core.backends import BACKENDS
+from testbed.engine.config_schema import config_schema
+from testbed.engine.plain_words import schema_at, toml_value
+from testbed.report.comparison import Recorded, render_comparison
+from testbed.report.table import render_plain
+
+ROOT = Path(__file__).parents[2]
+RECORDED = Path(__file__).parent / "recorded"
+PAGES = ("README.md", "docs/cli.md", "docs/experiment-file.md", "docs/bench-file.md", "docs/tutorial.md")
+
+
+def recorded(name: str) -> Recorded:
+    """A run kept beside this file: `moving` or `fixed`."""
+    rows = [json.loads(line) for line in (RECORDED / f"{name}.rounds.jsonl").read_text().splitlines()]
+    summary = json.loads((RECORDED / f"{name}.summary.json").read_text())
+    return Recorded(summary["name"], summary, rows)
+
+
+def blocks() -> dict[str, str]:
+    """Everything that stands between markers in a page, by the marker's name."""
+    moving, fixed = recorded("moving"), recorded("fixed")
+    schema = config_schema()
+    rendered = {
+        "table": f"```text\n{render_plain(moving.rows)}```\n",
+        "comparison": f"```text\n{render_comparison(moving, fixed)}```\n",
+        "exit-codes": _grid(("code", "meaning"), [(str(code), words) for code, words in EXIT_CODES.items()]),
+        "commands": _commands(),
+        "backends": _grid(("`--backend`", "devices"), [(f"`{name}`", one.describe) for name, one in BACKENDS.items()]),
+        "experiment": _keys(schema, "ExperimentSpec"),
+        "bench": _keys(schema, "BenchSpec"),
+    }
+    for name in schema["$defs"]:
+        if name.startswith("scheme-") and name != "scheme-of-your-own":
+            rendered[name] = _keys(schema, name)
+    return rendered
+
+
+def filled(page: str, content: Mapping[str, str]) -> str:
+    """The page with every block between `<!-- begin NAME -->` and `<!-- end NAME -->` as it has to be."""
+    for name, block in content.items():
+        begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
+        if begin in page:
+            before, _, rest = page.partition(begin)
+            page = before + begin + block + end + rest.partition(end)[2]
+    return page
+
+
+def _grid(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [headings, tuple("---" for _ in headings), *rows]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+def _keys(schema: Mapping[str, Any], name: str) -> str:
+    """Every key of a table and of the tables inside it."""
+    part = {**schema["$defs"][name], "$defs": schema["$defs"]}
+    rows = [
+        (f"`{key}`", _type(facts), _default(facts, required), facts.get("description", ""))
+        for key, facts, required in _walk(part, ())
+    ]
+    return _grid(("key", "value", "default", "meaning"), rows)
+
+
+def _walk(schema: Mapping[str, Any], path: tuple[str | int, ...]) -> Iterator[tuple[str, Mapping[str, Any], bool]]:
+    here = schema_at(schema, path)
+    for key, raw in here.get("properties", {}).items():
+        facts = schema_at(schema, (*path, key))
+        shown = ".".join(str(part) for part in (*path, key)).replace(".0", "[]")
+        if "anyOf" in raw and key == "scheme":
+            yield shown, {"type": "object", "description": "`name`, and the scheme's own keys, below"}, True
+            continue
+        yield shown, facts, key in here.get("required", ())
+        if facts.get("properties"):
+            yield from _walk(schema, (*path, key))
+        elif schema_at(schema, (*path, key, 0)).get("properties"):
+            yield from _walk(schema, (*path, key, 0))
+
+
+def _type(facts: Mapping[str, Any]) -> str:
+    if "const" in facts:
+        return f"`{toml_value(facts['const'])}`"
+    if "enum" in facts:
+        return ", ".join(f"`{one}`" for one in facts["enum"])
+    kind = {"integer": "whole number", "array": "list", "object": "table", "string": "text", "boolean": "true, false"}
+    word = kind.get(facts.get("type", ""), facts.get("type", ""))
+    bounds = [
+        f"{sign} {facts[bound]:g}"
+        for bound, sign in (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<"))
+        if bound in facts
+    ]
+    return " ".join([word, *bounds])
+
+
+def _default(facts: Mapping[str, Any], required: bool) -> str:
+    default = facts.get("default")
+    if required or facts.get("type") == "object" or isinstance(default, Mapping):
+        return "required" if required else ""
+    return "" if default is None else f"`{toml_value(default)}`"
+
+
+def _commands() -> str:
+    """Every command with its arguments and options."""
+    group = typer.main.get_command(app)
+    lines = []
+    for name, command in group.commands.items():  # type: ignore[attr-defined]
+        arguments = [one.metavar for one in command.params if one.param_type_name == "argument"]
+        lines.append(f"### `{' '.join(['testbed', name, *arguments])}`\n\n{command.help}\n\n")
+        options = [
+            (f"`{', '.join(one.opts)}{' ' + one.metavar if one.metavar else ''}`", one.help or "", _option_default(one))
+            for one in command.params
+            if one.param_type_name == "option"
+        ]
+        lines.append(_grid(("option", "meaning", "default"), options) + "\n")
+    return "".join(lines).rstrip("\n") + "\n"
+
+
+def _option_default(option: Any) -> str:
+    if option.required:
+        return "required"
+    return "" if option.default in (None, False) or callable(option.default) else f"`{option.default}`"
+
+
+def keep(name: str, folder: Path) -> None:
+    """Take a run's rows and summary as the example `name`."""
+    RECORDED.mkdir(exist_ok=True)
+    shutil.copyfile(folder / "rounds.jsonl", RECORDED / f"{name}.rounds.jsonl")
+    shutil.copyfile(folder / "summary.json", RECORDED / f"{name}.summary.json")
+
+
+if __name__ == "__main__":
+    from testbed.cli.runs import run_folder
+
+    for example, given in zip(("moving", "fixed"), sys.argv[1:], strict=False):
+        keep(example, run_folder(Path(given)))
+    for page in PAGES:
+        path = ROOT / page
+        path.write_text(filled(path.read_text(encoding="utf-8"), blocks()), encoding="utf-8")

@@ -109,7 +109,8 @@ class ZmqLink:
         while absent := [node for node in nodes if node not in self._route]:
             if not self._poll_until(deadline):
                 raise LinkTimeout(
-                    f"{len(absent)} of {len(nodes)} nodes did not connect within {timeout_s:g} s: {', '.join(absent[:8])}"
+                    f"{len(absent)} of {len(nodes)} nodes did not connect within {timeout_s:g} s: "
+                    + ", ".join(absent[:8])
                     + (", ..." if len(absent) > 8 else ""),
                     remedy=f"start them with: testbed node --connect {self.address} --id {absent[0]}",
                 )

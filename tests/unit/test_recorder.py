@@ -50,7 +50,7 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path) -> None:
 def test_missing_arrays_are_named(tmp_path: Path) -> None:
     _record(tmp_path, 2)
     (tmp_path / "arrays.bin").write_bytes(b"")
-    with pytest.raises(ConfigError, match="arrays.bin"):
+    with pytest.raises(ConfigError, match=r"arrays\.bin"):
         read_steps(tmp_path)
 
 

@@ -30,7 +30,12 @@ Set = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object, and nothing else, on standard output")]
 Processes = Annotated[
-    int | None, typer.Option(metavar="N", min=1, help="processes that share the simulated nodes; default: CPU cores")
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=0,
+        help="processes that share the simulated nodes; default: CPU cores; 0: nodes are started by hand",
+    ),
 ]
 
 

@@ -158,7 +158,7 @@ class ZmqLink:
         for node, packet in answers.items():
             if isinstance(packet.message, messages.Failed):
                 kind = _ERRORS.get(packet.message.error, DeviceError)
-                raise kind(f"{node}: {packet.message.message}")
+                raise kind(f"{node}: {packet.message.message}", remedy=packet.message.remedy)
         return {node: answers[node] for node in requests if node in answers}
 
     def close(self) -> None:
@@ -252,7 +252,8 @@ class ZmqLink:
 
 
 def describe(error: BaseException) -> dict[str, Any]:
-    """Class name and one-line message of an error, as `Failed` carries them."""
-    name = type(error).__name__ if isinstance(error, BenchError) else "DeviceError"
-    text = str(error) if isinstance(error, BenchError) else f"{type(error).__name__}: {error}"
-    return {"error": name if name in _ERRORS else "DeviceError", "message": text}
+    """Class, message and remedy of an error, as `Failed` carries them."""
+    if not isinstance(error, BenchError):
+        return {"error": "DeviceError", "message": f"{type(error).__name__}: {error}"}
+    name = next((kind.__name__ for kind in type(error).__mro__ if kind.__name__ in _ERRORS), "DeviceError")
+    return {"error": name, "message": error.headline, "remedy": error.remedy}

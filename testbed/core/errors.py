@@ -26,10 +26,13 @@ class BenchError(Exception):
         self.remedy = remedy
         super().__init__(self.__str__())
 
+    @property
+    def headline(self) -> str:
+        """Where and what, without the remedy."""
+        return ": ".join(part for part in (self.file, self.key, self.message) if part)
+
     def __str__(self) -> str:
-        where = ": ".join(part for part in (self.file, self.key) if part)
-        text = f"{where}: {self.message}" if where else self.message
-        return f"{text}\n  remedy: {self.remedy}" if self.remedy else text
+        return f"{self.headline}\n  remedy: {self.remedy}" if self.remedy else self.headline
 
 
 class ConfigError(BenchError):

@@ -118,6 +118,7 @@ class Failed(Request):
     kind: Literal["failed"] = "failed"
     error: str
     message: str
+    remedy: str | None = None
 
 
 # --- from the controller --------------------------------------------------------------------------------------------

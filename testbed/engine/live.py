@@ -88,7 +88,8 @@ class Live:
         """
         self.devices.radio.tune(frequency_hz=self.bench.carrier_hz, sample_rate_hz=self.bench.sample_rate_hz)
         names = self.bench.node_names
-        self.observer.phase(f"waiting for {len(names)} nodes at {self.bench.link.listen}")
+        listen = self.bench.link.listen
+        self.observer.phase(f"waiting for {len(names)} nodes" + ("" if listen.endswith("*") else f" at {listen}"))
         self.devices.link.wait_for(names, timeout_s=self.bench.link.connect_timeout_s)
         self.devices.link.take_joined()
         self.observer.phase("nodes load model and data")

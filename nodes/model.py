@@ -1,0 +1,132 @@
+"""The frozen base model that all nodes of a process share, and its tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from nodes.hub import hub_may_answer
+from testbed.core.errors import ConfigError
+from testbed.core.specs import ModelSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+BUILTIN = {"tiny": Path(__file__).parent / "builtin" / "tiny"}
+"""Models that ship with the testbed."""
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def load_base(spec: ModelSpec) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The pre-trained model, frozen and in evaluation mode, and its tokenizer with a pad token.
+
+    A hub name is looked for in the cache of this machine first, so that a node works without network.
+
+    Args:
+        spec: which base, and the number format of its weights.
+
+    Raises:
+        ConfigError: the model is not there or cannot be read.
+    """
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    folder = _folder(spec.base)
+    if folder is not None:
+        return _from_folder(str(folder), spec, offline=True)
+    try:
+        return _from_folder(spec.base, spec, offline=True)
+    except ConfigError:
+        if not hub_may_answer():
+            raise ConfigError(
+                f"{spec.base} is no folder here and not in this machine's cache, and the hub cannot be reached",
+                key="model.base",
+                remedy="fetch it on a machine with network, copy it here and give the folder; or use builtin:tiny",
+            ) from None
+        return _from_folder(spec.base, spec, offline=False)
+
+
+def _folder(base: str) -> Path | None:
+    """The local folder that `base` means; None for a hub name."""
+    if base.startswith("builtin:"):
+        name = base.removeprefix("builtin:")
+        if name not in BUILTIN:
+            raise ConfigError(
+                f"unknown built-in model {base!r}",
+                key="model.base",
+                remedy=f"use {' or '.join(f'builtin:{known}' for known in BUILTIN)}",
+            )
+        return BUILTIN[name]
+    path = Path(base).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ConfigError(
+                "this folder holds no model: config.json is missing",
+                file=path,
+                key="model.base",
+                remedy="give a folder written by save_pretrained",
+            )
+        return path
+    if path.is_absolute() or base.startswith((".", "~")) or base.count("/") > 1:
+        raise ConfigError(
+            "this model folder does not exist on this machine",
+            file=path.absolute(),
+            key="model.base",
+            remedy="give a folder in Hugging Face format, a hub name such as openlm-research/open_llama_3b_v2, "
+            "or builtin:tiny",
+        )
+    return None
+
+
+def _from_folder(name: str, spec: ModelSpec, *, offline: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=offline)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=_DTYPES[spec.dtype], local_files_only=offline)
+    except Exception as error:  # the libraries below raise a dozen unrelated kinds
+        reason = next(iter(str(error).strip().splitlines()), "no reason given")
+        raise ConfigError(
+            f"{spec.base} cannot be loaded as a causal language model ({type(error).__name__}: {reason})",
+            key="model.base",
+            remedy="give a complete folder in Hugging Face format; for a hub name, check name and network, or fetch it "
+            "elsewhere with save_pretrained and give the folder",
+        ) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.config.use_cache = False
+    model.requires_grad_(False)
+    model.eval()
+    return model, tokenizer
+
+
+def linear_names(model: torch.nn.Module) -> tuple[str, ...]:
+    """Last names of the linear layers that LoRA can adapt, in the model's order; the output layer is none of them."""
+    names = [
+        name.rsplit(".", 1)[-1]
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and name != "lm_head"
+    ]
+    return tuple(dict.fromkeys(names))
+
+
+def check_targets(model: torch.nn.Module, targets: tuple[str, ...]) -> None:
+    """Refuse targets that match no linear layer.
+
+    Raises:
+        ConfigError: lists the names the model has.
+    """
+    paths = [
+        name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and name != "lm_head"
+    ]
+    unknown = [target for target in targets if not any(f".{path}".endswith(f".{target}") for path in paths)]
+    if unknown:
+        raise ConfigError(
+            f"the model has no linear layer named {', '.join(map(repr, unknown))}",
+            key="lora.targets",
+            remedy=f"choose from {', '.join(linear_names(model)) or 'none: the model has no linear layers'}",
+        )

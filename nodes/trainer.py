@@ -1,0 +1,253 @@
+"""Local fine-tuning and evaluation: one base model, one flat adapter, any number of nodes.
+
+Rows of a round: the node's rows, in the order of consecutive permutations that
+`numpy.random.default_rng([seed, node index, round index])` draws over the node's ascending row numbers; a batch takes
+the next `batch_size` of that endless sequence, one optimiser step the next `gradient_accumulation` batches. A step's
+loss is the mean over all its target tokens, so accumulation equals one large batch. The optimiser starts afresh every
+round, and dropout is seeded by the same three numbers: a round depends on nothing but its arguments.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from nodes import data
+from nodes.adapters import FlatAdapter, attach
+from nodes.likelihood import EvalSums, Likelihood
+from nodes.model import load_base
+from nodes.tokens import Batch, Encoded, Encoder, collate
+from testbed.core.adapter import Layout
+from testbed.core.errors import ConfigError, ProtocolError
+from testbed.core.specs import JobSpec
+
+__all__ = ["EvalSums", "TrainOutcome", "Trainer"]
+
+
+@dataclass(frozen=True)
+class TrainOutcome:
+    """What a round of local training gave.
+
+    Attributes:
+        vector: flat adapter after training, shape [layout.size] float32.
+        loss_first: loss of the first step, nats a token, before any change.
+        loss_last: loss of the last step.
+        loss_mean: mean over the steps.
+        num_samples: rows seen, repetitions counted.
+        num_tokens: tokens seen, padding not counted.
+        steps: optimiser steps taken.
+    """
+
+    vector: np.ndarray
+    loss_first: float
+    loss_last: float
+    loss_mean: float
+    num_samples: int
+    num_tokens: int
+    steps: int
+
+
+class Trainer:
+    """Trains and evaluates the adapters of all nodes of this process, one at a time.
+
+    Args:
+        job: model, adapter, data and training of the experiment.
+        device: where the model lives; the first GPU if there is one, else the CPU.
+
+    Raises:
+        ConfigError: model, data or adapter cannot be made from the job.
+    """
+
+    def __init__(self, job: JobSpec, *, device: str | None = None) -> None:
+        self.job = job
+        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._data = data.load(job.data, len(job.nodes), job.seed)
+        if job.training.task == "classification" and not self._data.test[0].label_words:
+            raise ConfigError(
+                f"template {job.data.template!r} has no label words to classify by",
+                key="training.task",
+                remedy='use task = "language", or a template with labels',
+            )
+        base, tokenizer = load_base(job.model)
+        self._pad = int(tokenizer.pad_token_id)
+        self._encoder = Encoder(tokenizer, job.training.sequence_length)
+        self._adapter: FlatAdapter = attach(base.to(self._device), job.lora, job.seed)
+        self._likelihood = Likelihood.of(self._adapter.model, pad=self._pad, loss_on=job.training.loss_on)
+        self._encoded: dict[str, list[Encoded]] = {}
+        self._test: list[Encoded] | None = None
+
+    @property
+    def layout(self) -> Layout:
+        """Order of the trained factors in the flat vector."""
+        return self._adapter.layout
+
+    @property
+    def frozen_layout(self) -> Layout:
+        """Order of the factors that are not trained: A under `freeze_a`, else empty."""
+        return self._adapter.frozen_layout
+
+    @property
+    def initial(self) -> np.ndarray:
+        """Flat adapter every node starts from, shape [layout.size] float32."""
+        return self._adapter.initial
+
+    @property
+    def frozen(self) -> np.ndarray:
+        """Values of the frozen factors, shape [frozen_layout.size] float32."""
+        return self._adapter.frozen
+
+    @property
+    def peft_config(self) -> dict[str, Any]:
+        """Content of `adapter_config.json`."""
+        return {**self._adapter.peft_config, "base_model_name_or_path": self.job.model.base}
+
+    @property
+    def num_test_rows(self) -> int:
+        """Rows of the held-out split."""
+        return len(self._data.test)
+
+    def num_samples(self, node: str) -> int:
+        """Training rows the node holds."""
+        return len(self._data.shares[self._index(node)])
+
+    def num_steps(self, node: str, *, local_steps: int | None = None, batch_size: int | None = None) -> int:
+        """Optimiser steps of a round: as asked, else as the job says; passes are rounded up."""
+        training = self.job.training
+        steps = local_steps or training.local_steps
+        if steps is not None:
+            return steps
+        rows = (batch_size or training.batch_size) * training.gradient_accumulation
+        return math.ceil((training.local_epochs or 1) * self.num_samples(node) / rows)
+
+    def train(
+        self,
+        node: str,
+        round_index: int,
+        start: np.ndarray,
+        *,
+        local_steps: int | None = None,
+        batch_size: int | None = None,
+        progress: Callable[[float], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> TrainOutcome:
+        """Fine-tune the adapter on the node's rows.
+
+        Args:
+            node: whose rows.
+            round_index: seeds the order of the rows and dropout.
+            start: flat adapter to begin with, shape [layout.size]; left as it is.
+            local_steps: optimiser steps; those of the job by default.
+            batch_size: rows of a forward pass; that of the job by default.
+            progress: called after each step with the fraction done.
+            should_stop: asked after each step; True ends the round early.
+
+        Raises:
+            ConfigError: the loss is not finite.
+            ProtocolError: unknown node, or a vector of another length.
+        """
+        seeds = [self.job.seed, self._index(node), round_index]
+        adapter, training = self._adapter, self.job.training
+        adapter.write(start)
+        adapter.model.train()
+        flat = torch.nn.Parameter(adapter.values)  # shares its memory
+        flat.grad = adapter.gradient
+        optimizer = self._optimizer(flat)
+        steps = self.num_steps(node, local_steps=local_steps, batch_size=batch_size)
+        batches = self._batches(node, seeds, batch_size or training.batch_size)
+        losses: list[float] = []
+        num_samples = num_tokens = 0
+        with torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else []):
+            torch.manual_seed(int(np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0]) >> 1)
+            for step in range(steps):
+                group = [next(batches) for _ in range(training.gradient_accumulation)]
+                loss = self._accumulate(group)
+                if not math.isfinite(loss):
+                    raise ConfigError(
+                        f"the training loss of {node} in round {round_index} is {loss} at step {step + 1}",
+                        key="training.learning_rate",
+                        remedy="lower the learning rate, or the precoder noise that reaches the adapter",
+                    )
+                if training.max_grad_norm is not None:
+                    torch.nn.utils.clip_grad_norm_([flat], training.max_grad_norm)
+                optimizer.step()
+                losses.append(loss)
+                num_samples += sum(len(batch.input_ids) for batch in group)
+                num_tokens += sum(batch.num_tokens for batch in group)
+                if progress is not None:
+                    progress((step + 1) / steps)
+                if should_stop is not None and should_stop():
+                    break
+        adapter.model.eval()
+        return TrainOutcome(
+            vector=adapter.read(),
+            loss_first=losses[0],
+            loss_last=losses[-1],
+            loss_mean=float(np.mean(losses)),
+            num_samples=num_samples,
+            num_tokens=num_tokens,
+            steps=len(losses),
+        )
+
+    def evaluate(self, vector: np.ndarray, *, shard: int = 0, num_shards: int = 1, batch_size: int = 32) -> EvalSums:
+        """Loss on every num_shards-th held-out row from row `shard` on, and accuracy where the task is classification.
+
+        Args:
+            vector: flat adapter, shape [layout.size].
+            shard: which part of the rows, 0 .. num_shards-1.
+            num_shards: number of parts.
+            batch_size: rows of one forward pass.
+        """
+        self._adapter.write(vector)
+        if self._test is None:
+            self._test = self._encoder.encode_all(self._data.test)
+        # rows of like length together, so that little is padded
+        rows = sorted(self._test[shard::num_shards], key=len)
+        classify = self.job.training.task == "classification"
+        total = EvalSums(0.0, 0, 0 if classify else None, 0)
+        score = self._likelihood.classify if classify else self._likelihood.score
+        with torch.no_grad():
+            for first in range(0, len(rows), batch_size):
+                total = total + score(rows[first : first + batch_size])
+        return total
+
+    def _index(self, node: str) -> int:
+        if node not in self.job.nodes:
+            raise ProtocolError(f"{node} is none of the experiment's nodes {', '.join(self.job.nodes)}")
+        return self.job.nodes.index(node)
+
+    def _batches(self, node: str, seeds: Sequence[int], batch_size: int) -> Iterator[Batch]:
+        if node not in self._encoded:
+            share = self._data.shares[self._index(node)]
+            self._encoded[node] = self._encoder.encode_all([self._data.train[index] for index in share])
+        rows = self._encoded[node]
+        rng = np.random.default_rng(seeds)
+        waiting: list[int] = []
+        while True:
+            while len(waiting) < batch_size:
+                waiting.extend(rng.permutation(len(rows)).tolist())
+            picked, waiting = waiting[:batch_size], waiting[batch_size:]
+            yield collate([rows[index] for index in picked], pad=self._pad, loss_on=self.job.training.loss_on)
+
+    def _optimizer(self, flat: torch.nn.Parameter) -> torch.optim.Optimizer:
+        training = self.job.training
+        if training.optimizer == "sgd":
+            return torch.optim.SGD(
+                [flat], training.learning_rate, momentum=training.momentum, weight_decay=training.weight_decay
+            )
+        return torch.optim.AdamW([flat], training.learning_rate, weight_decay=training.weight_decay)
+
+    def _accumulate(self, batches: Sequence[Batch]) -> float:
+        """Gradient of the mean loss over all target tokens of the batches; returns that loss."""
+        self._adapter.gradient.zero_()
+        num_targets = max(1, sum(batch.num_targets for batch in batches))
+        total = 0.0
+        for batch in batches:
+            loss = self._likelihood.loss(batch) / num_targets
+            loss.backward()
+            total += float(loss.detach())
+        return total

@@ -252,14 +252,12 @@ class Collected:
         mean: weighted mean of the updates of the nodes that arrived, shape [num_values], float32.
         updates: node -> its own update, for digital uplinks; over the air only the sum exists and this is empty.
         missing: nodes that stayed silent.
-        noise_w: as in `Sounding`; 0 for digital uplinks.
         energy_j: node -> transmit energy.
     """
 
     mean: np.ndarray
     updates: Mapping[str, np.ndarray] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
-    noise_w: float = 0.0
     energy_j: Mapping[str, float] = field(default_factory=dict)
     spent: Spent = Spent()
 

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import shutil
-import signal
-import subprocess
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
 
-from testbed.core.adapter import Adapter, Layout
+from testbed.core.adapter import Adapter
 from testbed.core.backends import backend as backend_of
 from testbed.core.backends import resolve
 from testbed.core.bench import BenchSpec
@@ -28,26 +22,17 @@ from testbed.core.orders import Evaluate, MovedAndTrained, Order, Publish, Reply
 from testbed.core.scheme import Scheme
 from testbed.core.specs import JobSpec
 from testbed.engine.config import ExperimentSpec, build_scheme, config_sha256
-from testbed.engine.dry import DryStep, dry_experiment
+from testbed.engine.crew import Crew
 from testbed.engine.limits import check_needs, claimed_capabilities
 from testbed.engine.live import Live
 from testbed.engine.observe import Observer
 from testbed.engine.perform import Answerer, Replay, perform
+from testbed.engine.provenance import commit, versions
 from testbed.engine.recorder import FORMAT, Recorder, Step, create_folder, read_json, read_rows, read_steps, write_json
 from testbed.engine.rounds import round_row, summarise
+from testbed.engine.run_adapter import compare_stored, read_start, write_start
+from testbed.engine.signals import signals_interrupt, signals_wait
 from testbed.lora.peft_folder import save_adapter
-
-__all__ = [
-    "DryStep",
-    "RunResult",
-    "Terminated",
-    "dry_experiment",
-    "replay_experiment",
-    "resume_experiment",
-    "run_experiment",
-]
-
-_VERSIONS_OF = ("testbed", "numpy", "scipy", "torch", "transformers", "peft", "pyzmq", "pydantic")
 
 
 @dataclass(frozen=True)
@@ -57,14 +42,6 @@ class RunResult:
     folder: Path
     summary: dict[str, Any]
     rounds: list[dict[str, Any]]
-
-
-class Terminated(KeyboardInterrupt):
-    """The process was asked to end by a signal other than Ctrl-C."""
-
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(signal.Signals(signal_number).name)
-        self.signal_number = signal_number
 
 
 @dataclass
@@ -168,8 +145,8 @@ def run_experiment(
         "backend": backend,
         "experiment": experiment.model_dump(mode="json"),
         "bench": bench.model_dump(mode="json"),
-        "versions": _versions(),
-        "commit": _commit(),
+        "versions": versions(),
+        "commit": commit(),
     }
     write_json(folder / "start.json", start)
     return _live(folder, experiment, scheme, bench, backend, node_processes, observer or Observer(), None)
@@ -210,7 +187,7 @@ def replay_experiment(folder: Path, observer: Observer | None = None) -> RunResu
     recorded = read_rows(folder)
     if not recorded:
         raise ConfigError("no round of this run is complete", file=folder, remedy="run it anew, or `testbed resume` it")
-    adapter, fleet = _read_adapter(folder, bench)
+    adapter, fleet = read_start(folder, bench)
     last = recorded[-1]["round"]
     play = _Play(experiment, scheme, adapter, fleet, observer or Observer())
     play.observer.run_started(folder, experiment.rounds)
@@ -218,7 +195,7 @@ def replay_experiment(folder: Path, observer: Observer | None = None) -> RunResu
     if play.rows != recorded:
         different = next(old["round"] for old, new in zip(recorded, play.rows, strict=False) if old != new)
         raise ReplayDeparture(f"the figures of round {different} are not those recorded", file=folder / "rounds.jsonl")
-    _compare_adapter(folder / "adapters" / f"round-{last:03d}", adapter, play.vector)
+    compare_stored(folder / "adapters" / f"round-{last:03d}", adapter, play.vector)
     complete = (folder / "summary.json").is_file()
     summary = (
         read_json(folder, "summary.json")
@@ -246,19 +223,20 @@ def _live(
     status = "failed"
     failure: dict[str, Any] = {}
     try:
-        with _signals_interrupt():
+        with signals_interrupt():
             observer.phase("opening the bench")
             devices = resolve(backend_of(backend).bench)(
                 bench, seed=experiment.seed, folder=folder, node_processes=node_processes
             )
             check_needs(experiment.scheme.name, scheme.needs, devices.radio.capabilities)
-            live = Live(devices, bench, backend, _job(experiment, bench), observer, experiment.audit)
+            crew = Crew(devices, bench, backend, _job(experiment, bench), observer)
+            live = Live(devices, bench, crew, experiment.audit)
             adapter, fleet = live.prepare()
             play = _Play(experiment, scheme, adapter, fleet, observer)
             observer.run_started(folder, experiment.rounds)
             first = 0
             if done is None:
-                _write_adapter(folder, adapter, fleet)
+                write_start(folder, adapter, fleet)
                 recorder = Recorder(folder)
             else:
                 first = done[0] + 1
@@ -275,7 +253,7 @@ def _live(
         failure = {"error": f"{type(error).__name__}: {error}"}
         raise
     finally:
-        with _signals_wait():
+        with signals_wait():
             if devices is not None:
                 devices.close()
             if recorder is not None:
@@ -291,7 +269,7 @@ def _live(
 
 def _catch_up(folder: Path, play: _Play, live: Live, last: int, steps: list[Step]) -> Recorder:
     """Replay the complete rounds, bring bench and nodes to where they were, and append from there."""
-    stored, _ = _read_adapter(folder, live.bench) if last >= 0 else (play.adapter, None)
+    stored, _ = read_start(folder, live.bench) if last >= 0 else (play.adapter, None)
     if not np.array_equal(stored.initial, play.adapter.initial):
         raise ReplayDeparture(
             "the nodes start from another adapter than the recorded run", remedy="the base model changed; run it anew"
@@ -304,7 +282,7 @@ def _catch_up(folder: Path, play: _Play, live: Live, last: int, steps: list[Step
             positions = getattr(reply, "positions_m", positions)
         live.restore(play.vector, positions, steps[-1].clock_s)
     else:
-        _write_adapter(folder, play.adapter, play.fleet)
+        write_start(folder, play.adapter, play.fleet)
     return Recorder(folder, keep_steps=len(steps), keep_rounds=last + 1)
 
 
@@ -345,98 +323,8 @@ def _recorded(start: Mapping[str, Any]) -> tuple[ExperimentSpec, BenchSpec, Sche
     return experiment, BenchSpec.model_validate(start["bench"]), build_scheme(experiment.scheme)
 
 
-def _write_adapter(folder: Path, adapter: Adapter, fleet: Fleet) -> None:
-    np.savez(folder / "initial.npz", initial=adapter.initial, frozen=adapter.frozen)
-    content = {
-        "layout": adapter.layout.model_dump(mode="json"),
-        "frozen_layout": adapter.frozen_layout.model_dump(mode="json"),
-        "peft_config": adapter.peft_config,
-        "num_samples": {node.name: node.num_samples for node in fleet.nodes},
-    }
-    write_json(folder / "adapter.json", content)
-
-
-def _read_adapter(folder: Path, bench: BenchSpec) -> tuple[Adapter, Fleet]:
-    content = read_json(folder, "adapter.json")
-    with np.load(folder / "initial.npz", allow_pickle=False) as arrays:
-        adapter = Adapter(
-            layout=Layout.model_validate(content["layout"]),
-            initial=arrays["initial"],
-            frozen_layout=Layout.model_validate(content["frozen_layout"]),
-            frozen=arrays["frozen"],
-            peft_config=content["peft_config"],
-        )
-    return adapter, Fleet.of(bench, content["num_samples"])
-
-
-def _compare_adapter(folder: Path, adapter: Adapter, vector: np.ndarray) -> None:
-    from safetensors.numpy import load_file
-
-    stored = load_file(str(folder / "adapter_model.safetensors"))
-    for name, factor in adapter.layout.unpack(vector).items():
-        if not np.array_equal(stored[name], factor):
-            raise ReplayDeparture(f"the replayed adapter differs from the stored one in {name}", file=folder)
-
-
 def _publish_final(folder: Path, last: int) -> None:
     """`adapter/` is a copy of the last complete round's."""
     final = folder / "adapter"
     shutil.rmtree(final, ignore_errors=True)
     shutil.copytree(folder / "adapters" / f"round-{last:03d}", final)
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for name in _VERSIONS_OF:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "not installed"
-    return versions
-
-
-def _commit() -> str:
-    """The git commit of this code, `-dirty` where files were changed since; unknown outside a checkout."""
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return described.stdout.strip()
-
-
-_Handler = Callable[[int, FrameType | None], Any] | int | None
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-@contextmanager
-def _handlers(handlers: Mapping[signal.Signals, _Handler]) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _signals_interrupt() -> Any:
-    """SIGTERM and SIGHUP end a run as Ctrl-C does."""
-
-    def terminate(number: int, _frame: FrameType | None) -> None:
-        raise Terminated(number)
-
-    return _handlers({signal.SIGTERM: terminate, signal.SIGHUP: terminate})
-
-
-def _signals_wait() -> Any:
-    """No signal cuts the clean-up short."""
-    return _handlers(dict.fromkeys(_SIGNALS, signal.SIG_IGN))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, assert_never
+from typing import assert_never
 
 import numpy as np
 
@@ -13,10 +13,9 @@ from testbed.core import messages
 from testbed.core.adapter import Adapter
 from testbed.core.bench import BenchSpec
 from testbed.core.devices import Devices
-from testbed.core.errors import DeviceError, LinkTimeout, ProtocolError
+from testbed.core.errors import DeviceError
 from testbed.core.fleet import Fleet
 from testbed.core.frames import to_array, to_stage
-from testbed.core.messages import Packet
 from testbed.core.orders import (
     Analogue,
     Collect,
@@ -39,10 +38,9 @@ from testbed.core.orders import (
     Train,
     Trained,
 )
-from testbed.core.specs import JobSpec
 from testbed.core.units import dbm_to_w
+from testbed.engine.crew import Crew
 from testbed.engine.limits import check_order
-from testbed.engine.observe import Observer
 from testbed.lora.aggregate import weighted_mean
 from testbed.phy import estimate, ofdm, overair
 
@@ -58,22 +56,16 @@ class Live:
     Args:
         devices: opened devices of the bench.
         bench: limits, frames and numerology.
-        backend: its name, sent to the nodes.
-        job: model, data and training, sent to the nodes.
+        crew: the nodes.
         audit: let nodes report their true updates over the control link, to measure the aggregation error.
     """
 
     devices: Devices
     bench: BenchSpec
-    backend: str
-    job: JobSpec
-    observer: Observer
+    crew: Crew
     audit: bool = True
     round_index: int = 0
     last_audit: dict[str, float] = field(default_factory=dict)
-    _published: np.ndarray | None = None
-    _behind: set[str] = field(default_factory=set)
-    _holding: set[str] = field(default_factory=set)
     _num_values: int = 0
     _num_samples: dict[str, int] = field(default_factory=dict)
 
@@ -87,35 +79,18 @@ class Live:
             ProtocolError: the nodes do not agree on the adapter they start from.
         """
         self.devices.radio.tune(frequency_hz=self.bench.carrier_hz, sample_rate_hz=self.bench.sample_rate_hz)
-        names = self.bench.node_names
-        listen = self.bench.link.listen
-        self.observer.phase(f"waiting for {len(names)} nodes" + ("" if listen.endswith("*") else f" at {listen}"))
-        self.devices.link.wait_for(names, timeout_s=self.bench.link.connect_timeout_s)
-        self.devices.link.take_joined()
-        self.observer.phase("nodes load model and data")
-        answers = self._configure(names)
-        silent = [name for name in names if name not in answers]
-        if silent:
-            raise LinkTimeout(f"{', '.join(silent)} did not get ready", remedy="look at the log of these nodes")
-        ready = {name: _expect(packet, messages.Ready) for name, packet in answers.items()}
-        first = answers[names[0]]
-        for name, packet in answers.items():
-            if any(not np.array_equal(packet.arrays[key], first.arrays[key]) for key in ("initial", "frozen")):
-                raise ProtocolError(
-                    f"{name} starts from another adapter than {names[0]}",
-                    remedy="give every node the same base model and the same versions of torch and peft",
-                )
-        self._num_samples = {name: message.num_samples for name, message in ready.items()}
-        head = ready[names[0]]
+        ready = self.crew.assemble()
+        facts = {name: packet.message for name, packet in ready.items() if isinstance(packet.message, messages.Ready)}
+        first = self.bench.node_names[0]
+        self._num_samples = {name: message.num_samples for name, message in facts.items()}
         adapter = Adapter(
-            layout=head.layout,
-            initial=first.arrays["initial"],
-            frozen_layout=head.frozen_layout,
-            frozen=first.arrays["frozen"],
-            peft_config=head.peft_config,
+            layout=facts[first].layout,
+            initial=ready[first].arrays["initial"],
+            frozen_layout=facts[first].frozen_layout,
+            frozen=ready[first].arrays["frozen"],
+            peft_config=facts[first].peft_config,
         )
         self._num_values = adapter.size
-        self._published = adapter.initial
         return adapter, Fleet.of(self.bench, self._num_samples)
 
     def restore(self, adapter: np.ndarray, positions_m: np.ndarray, clock_s: float) -> None:
@@ -138,7 +113,7 @@ class Live:
             DeviceError: a device failed.
         """
         check_order(order, self.bench, self._num_values)
-        self._catch_up()
+        self.crew.catch_up()
         self.last_audit = {}
         match order:
             case Sound():
@@ -165,9 +140,7 @@ class Live:
     def _sound(self, order: Sound) -> Sounding:
         waveform, rate_hz = self.bench.waveform, self.bench.sample_rate_hz
         asked = order.nodes or self.bench.node_names
-        names = [name for name in asked if name in self.devices.link.nodes]
-        if not names:
-            raise DeviceError("no node is connected", remedy="look at the logs of the nodes")
+        names = self.crew.present(asked)
         pilots = estimate.pilot_symbols(order.num_pilots, waveform)
         slot = ofdm.burst_length(pilots.size, waveform)
         start_s = self.devices.clock.now_s() + _START_DELAY_S
@@ -184,16 +157,16 @@ class Live:
             for index, name in enumerate(names)
         }
         self.devices.radio.arm(slot * len(names), at_s=start_s)
-        answers = self._ask(requests)
+        sent = self.crew.ask(requests, messages.Sent)
         samples = self.devices.radio.read()
         end_s = start_s + slot * len(names) / rate_hz
         self.devices.clock.wait_until(end_s)
-        heard = [name for name in names if name in answers]
+        heard = [name for name in names if name in sent]
         if not heard:
             raise DeviceError("no node answered the sounding", remedy="look at the logs of the nodes")
         channels, noises = [], []
         for index, name in enumerate(names):
-            if name in answers:
+            if name in sent:
                 # [num_antennas, slot]
                 burst = samples[:, index * slot : (index + 1) * slot]
                 channel, noise_w = estimate.estimate_channel(ofdm.demodulate(burst, waveform), pilots, powers[name])
@@ -201,7 +174,7 @@ class Live:
                 noises.append(noise_w)
         spent = Spent(
             seconds=end_s - start_s + _START_DELAY_S,
-            joules=sum(_expect(answers[name], messages.Sent).power_sum_w for name in heard) / rate_hz,
+            joules=sum(message.power_sum_w for message in sent.values()) / rate_hz,
             air_time_s=slot * len(heard) / rate_hz,
         )
         return Sounding(
@@ -248,13 +221,11 @@ class Live:
             )
             for name, work in order.work.items()
         }
-        answers = self._ask(requests)
         results = {}
-        for name, packet in answers.items():
-            done = _expect(packet, messages.TrainDone)
+        for name, done in self.crew.ask(requests, messages.TrainDone).items():
             facts = done.model_dump(exclude={"kind", "node", "serial"})
             results[name] = LocalResult(num_samples=self._num_samples[name], **facts)
-        self._holding = set(results)
+        self.crew.holding = set(results)
         seconds = max((result.seconds for result in results.values()), default=0.0)
         self.devices.clock.wait_until(start_s + seconds)
         joules = sum(result.joules for result in results.values())
@@ -270,12 +241,8 @@ class Live:
         return collected
 
     def _collect_digital(self, order: Collect) -> Collected:
-        uplinks = {
-            name: uplink
-            for name, uplink in order.uplinks.items()
-            if isinstance(uplink, Digital) and name in self._holding
-        }
-        updates = self._fetch({name: uplink.bits_per_value for name, uplink in uplinks.items()})
+        uplinks = {name: uplink for name, uplink in order.uplinks.items() if isinstance(uplink, Digital)}
+        updates = self.crew.fetch({name: uplink.bits_per_value for name, uplink in uplinks.items()})
         if not updates:
             raise DeviceError("no node delivered its update", remedy="look at the logs of the nodes")
         times = {name: uplinks[name].bits_per_value * self._num_values / uplinks[name].rate_bit_s for name in updates}
@@ -291,7 +258,7 @@ class Live:
         uplinks = {
             name: uplink
             for name, uplink in order.uplinks.items()
-            if isinstance(uplink, Analogue) and name in self._holding
+            if isinstance(uplink, Analogue) and name in self.crew.holding
         }
         assert order.combiner is not None  # check_order saw to it
         assert order.scale is not None
@@ -310,10 +277,9 @@ class Live:
             )
             for name, uplink in uplinks.items()
         }
-        answers = self._ask(requests)
+        sent = self.crew.ask(requests, messages.Sent)
         samples = self.devices.radio.read()
         self.devices.clock.wait_until(start_s + length / rate_hz)
-        sent = {name: _expect(packet, messages.Sent) for name, packet in answers.items()}
         if not sent:
             raise DeviceError("no node transmitted", remedy="look at the logs of the nodes")
         mean = overair.decode(
@@ -332,26 +298,19 @@ class Live:
 
     def _publish(self, order: Publish) -> Published:
         link = self.bench.link
-        names = self.devices.link.nodes
-        packets = {name: messages.SetAdapter(node=name) for name in names}
-        answers = self.devices.link.ask(
-            {name: (message, {"adapter": order.adapter}) for name, message in packets.items()},
-            timeout_s=link.answer_timeout_s,
-        )
-        self._published = order.adapter
-        self._behind = {name for name in names if name not in answers}
+        reached = self.crew.publish(order.adapter)
         seconds = 32.0 * order.adapter.size / link.downlink_bit_s
         self.devices.clock.wait_until(self.devices.clock.now_s() + seconds)
-        missing = tuple(name for name in self.bench.node_names if name not in answers)
+        missing = tuple(name for name in self.bench.node_names if name not in reached)
         return Published(missing, Spent(seconds, link.server_power_w * seconds, seconds))
 
     def _evaluate(self) -> Scores:
-        names = [name for name in self.bench.node_names if name in self.devices.link.nodes]
+        names = self.crew.present()
         requests: dict[str, messages.Message] = {
             name: messages.EvaluateTask(node=name, shard=index, num_shards=len(names))
             for index, name in enumerate(names)
         }
-        answers = {name: _expect(packet, messages.EvaluateDone) for name, packet in self._ask(requests).items()}
+        answers = self.crew.ask(requests, messages.EvaluateDone)
         num_tokens = sum(answer.num_tokens for answer in answers.values())
         num_rows = sum(answer.num_rows for answer in answers.values())
         if not num_tokens:
@@ -366,50 +325,10 @@ class Live:
             missing=tuple(name for name in self.bench.node_names if name not in answers),
         )
 
-    # the link --------------------------------------------------------------------------------------------------------
-
-    def _ask(self, requests: Mapping[str, messages.Message]) -> dict[str, Packet]:
-        return self.devices.link.ask(
-            {name: (message, _NO_ARRAYS) for name, message in requests.items()},
-            timeout_s=self.bench.link.answer_timeout_s,
-            progress=self.observer.node_progress,
-        )
-
-    def _configure(self, names: tuple[str, ...]) -> dict[str, Packet]:
-        bench: dict[str, Any] = self.bench.model_dump(mode="json")
-        devices = dict(self.devices.node_devices)
-        return self._ask(
-            {
-                name: messages.Configure(node=name, job=self.job, backend=self.backend, devices=devices, bench=bench)
-                for name in names
-            }
-        )
-
-    def _catch_up(self) -> None:
-        """Bring nodes that came back, or missed a broadcast, to the published adapter."""
-        back = self.devices.link.take_joined()
-        self._holding -= set(back)
-        if back:
-            self._configure(back)
-        behind = {name for name in (*back, *self._behind) if name in self.devices.link.nodes}
-        if behind and self._published is not None:
-            adapter = self._published
-            done = self.devices.link.ask(
-                {name: (messages.SetAdapter(node=name), {"adapter": adapter}) for name in sorted(behind)},
-                timeout_s=self.bench.link.answer_timeout_s,
-            )
-            self._behind = behind - set(done)
-
-    def _fetch(self, bits: Mapping[str, int]) -> dict[str, np.ndarray]:
-        answers = self._ask(
-            {name: messages.SendUpdate(node=name, bits_per_value=16 if bit == 16 else 32) for name, bit in bits.items()}
-        )
-        return {name: packet.arrays["update"].astype(np.float32, copy=False) for name, packet in answers.items()}
-
     def _measure_error(self, order: Collect, collected: Collected) -> None:
         """Compare the mean with what the nodes that sent really hold; travels outside the run's time and energy."""
         names = [name for name in order.uplinks if name not in collected.missing]
-        truth = self._fetch(dict.fromkeys(names, 32))
+        truth = self.crew.fetch(dict.fromkeys(names, 32))
         if len(truth) < len(names):
             return
         mean = weighted_mean(truth, {name: order.uplinks[name].weight for name in names})
@@ -418,9 +337,3 @@ class Live:
             "error_norm2": float(error @ error),
             "true_norm2": float(np.dot(mean, mean.astype(np.float64))),
         }
-
-
-def _expect(packet: Packet, kind: type[Any]) -> Any:
-    if not isinstance(packet.message, kind):
-        raise ProtocolError(f"a node answered {packet.message.kind!r} where {kind.__name__} was due")
-    return packet.message

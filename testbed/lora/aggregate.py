@@ -14,8 +14,8 @@ def weighted_mean(updates: Mapping[str, np.ndarray], weights: Mapping[str, float
 
         mean = sum_m D_m g_m / sum_m D_m
 
-    Summed in the order of node names, so that the order in which updates arrive does not change a bit of the result, and
-    in pieces that stay in the processor's cache, so that nothing but the updates is read from memory.
+    Summed in the order of node names, so that the order of arrival does not change a bit of the result, and in pieces
+    that stay in the processor's cache, so that nothing but the updates is read from memory.
 
     Args:
         updates: node -> update g_m, shape [num_values], float32.

@@ -61,9 +61,7 @@ _values = st.one_of(
         st.tuples(),
         _spent,
     ),
-    st.builds(
-        Collected, _arrays, st.dictionaries(_names, _arrays, max_size=2), st.tuples(), _floats, st.just({}), _spent
-    ),
+    st.builds(Collected, _arrays, st.dictionaries(_names, _arrays, max_size=2), st.tuples(), st.just({}), _spent),
 )
 
 

@@ -14,7 +14,8 @@ from safetensors.numpy import load_file
 
 from testbed.core.errors import ConfigError, LimitError, LinkTimeout, ReplayDeparture
 from testbed.core.orders import Collect, Collected, MovedAndTrained
-from testbed.engine.experiment import RunResult, dry_experiment, replay_experiment, resume_experiment
+from testbed.engine.dry import dry_experiment
+from testbed.engine.experiment import RunResult, replay_experiment, resume_experiment
 from testbed.engine.recorder import read_rows, read_steps
 from tests.system.conftest import run, small
 

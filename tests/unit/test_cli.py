@@ -26,8 +26,9 @@ from testbed.core.errors import (
     StageFault,
 )
 from testbed.engine import dry, experiment
-from testbed.engine.experiment import RunResult, Terminated
+from testbed.engine.experiment import RunResult
 from testbed.engine.observe import Observer
+from testbed.engine.signals import Terminated
 
 SUMMARY = {
     "name": "short", "status": "done", "scheme": "fedavg", "seed": 0, "loss_before": 4.5, "loss_after": 4.3,

@@ -1,0 +1,145 @@
+"""The nodes as the engine sees them: who is there, who holds which adapter, who holds an update."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+
+from testbed.core import messages
+from testbed.core.bench import BenchSpec
+from testbed.core.devices import Devices
+from testbed.core.errors import DeviceError, LinkTimeout, ProtocolError
+from testbed.core.messages import Packet
+from testbed.core.specs import JobSpec
+from testbed.engine.observe import Observer
+
+Answer = TypeVar("Answer", bound=messages.Request)
+_NO_ARRAYS: Mapping[str, np.ndarray] = {}
+
+
+@dataclass
+class Crew:
+    """Asks nodes and keeps track of what they know.
+
+    Args:
+        devices: whose link is used.
+        backend: its name, sent to the nodes.
+        job: model, data and training, sent to the nodes.
+    """
+
+    devices: Devices
+    bench: BenchSpec
+    backend: str
+    job: JobSpec
+    observer: Observer
+    holding: set[str] = field(default_factory=set)
+    """Nodes that trained since they joined, and so hold an update."""
+    _published: np.ndarray | None = None
+    _behind: set[str] = field(default_factory=set)
+
+    def assemble(self) -> dict[str, Packet]:
+        """Wait for every node of the bench and let it load model and data; its `Ready` packet by name.
+
+        Raises:
+            LinkTimeout: a node never connected, or did not get ready.
+            ProtocolError: the nodes do not agree on the adapter they start from.
+        """
+        names, link = self.bench.node_names, self.bench.link
+        self.observer.phase(
+            f"waiting for {len(names)} nodes" + ("" if link.listen.endswith("*") else f" at {link.listen}")
+        )
+        self.devices.link.wait_for(names, timeout_s=link.connect_timeout_s)
+        self.devices.link.take_joined()
+        self.observer.phase("nodes load model and data")
+        ready = self._configure(names)
+        if silent := [name for name in names if name not in ready]:
+            raise LinkTimeout(f"{', '.join(silent)} did not get ready", remedy="look at the log of these nodes")
+        first = ready[names[0]]
+        for name, packet in ready.items():
+            if any(not np.array_equal(packet.arrays[key], first.arrays[key]) for key in ("initial", "frozen")):
+                raise ProtocolError(
+                    f"{name} starts from another adapter than {names[0]}",
+                    remedy="give every node the same base model and the same versions of torch and peft",
+                )
+        self._published = first.arrays["initial"]
+        return ready
+
+    def present(self, names: Iterable[str] = ()) -> list[str]:
+        """Those of the names (of all nodes, if none is given) that are connected.
+
+        Raises:
+            DeviceError: not one of them is.
+        """
+        connected = set(self.devices.link.nodes)
+        found = [name for name in (tuple(names) or self.bench.node_names) if name in connected]
+        if not found:
+            raise DeviceError("no node is connected", remedy="look at the logs of the nodes")
+        return found
+
+    def ask(self, requests: Mapping[str, messages.Message], kind: type[Answer]) -> dict[str, Answer]:
+        """One request to each node; the answers of those who gave one.
+
+        Raises:
+            BenchError: what a node reported.
+            ProtocolError: a node answered something else.
+        """
+        return {name: _expect(packet, kind) for name, packet in self._packets(requests).items()}
+
+    def publish(self, adapter: np.ndarray) -> tuple[str, ...]:
+        """Give everybody the adapter, shape [num_values]; the nodes that have it now."""
+        self._published = adapter
+        names = self.devices.link.nodes
+        answers = self._hand_over(names, adapter)
+        self._behind = set(names) - set(answers)
+        return answers
+
+    def fetch(self, bits_per_value: Mapping[str, int]) -> dict[str, np.ndarray]:
+        """The updates of nodes that hold one, shape [num_values] float32 each, over the control link."""
+        answers = self._packets(
+            {
+                name: messages.SendUpdate(node=name, bits_per_value=16 if bits == 16 else 32)
+                for name, bits in bits_per_value.items()
+                if name in self.holding
+            }
+        )
+        return {name: packet.arrays["update"].astype(np.float32, copy=False) for name, packet in answers.items()}
+
+    def catch_up(self) -> None:
+        """Bring nodes that came back, or missed a broadcast, to the published adapter."""
+        back = self.devices.link.take_joined()
+        self.holding -= set(back)
+        if back:
+            self._configure(back)
+        behind = {name for name in (*back, *self._behind) if name in self.devices.link.nodes}
+        if behind and self._published is not None:
+            self._behind = behind - set(self._hand_over(tuple(sorted(behind)), self._published))
+
+    def _hand_over(self, names: tuple[str, ...], adapter: np.ndarray) -> tuple[str, ...]:
+        packets = {name: (messages.SetAdapter(node=name), {"adapter": adapter}) for name in names}
+        return tuple(self.devices.link.ask(packets, timeout_s=self.bench.link.answer_timeout_s))
+
+    def _configure(self, names: tuple[str, ...]) -> dict[str, Packet]:
+        bench: dict[str, Any] = self.bench.model_dump(mode="json")
+        devices = dict(self.devices.node_devices)
+        return self._packets(
+            {
+                name: messages.Configure(node=name, job=self.job, backend=self.backend, devices=devices, bench=bench)
+                for name in names
+            }
+        )
+
+    def _packets(self, requests: Mapping[str, messages.Message]) -> dict[str, Packet]:
+        return self.devices.link.ask(
+            {name: (message, _NO_ARRAYS) for name, message in requests.items()},
+            timeout_s=self.bench.link.answer_timeout_s,
+            progress=self.observer.node_progress,
+        )
+
+
+def _expect(packet: Packet, kind: type[Answer]) -> Answer:
+    if not isinstance(packet.message, kind):
+        raise ProtocolError(f"a node answered {packet.message.kind!r} where {kind.__name__} was due")
+    return packet.message

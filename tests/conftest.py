@@ -13,6 +13,9 @@ for variable in (*SCREEN, "GITHUB_ACTIONS", "TESTBED_DEBUG"):
     os.environ.pop(variable, None)
 os.environ["NO_COLOR"] = "1"
 os.environ["TERM"] = "dumb"
+# one thread in each process: what is computed then depends on no core count, and processes do not fight for cores
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[variable] = "1"
 
 
 @pytest.fixture

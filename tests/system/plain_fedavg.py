@@ -4,7 +4,7 @@
 
 BASE is a Hugging Face folder, INITIAL a PEFT folder with the adapter all clients start from. DATA holds, for each
 client k, input_ids_k, attention_mask_k and loss_mask_k, shape [rows, tokens]. OPTIONS gives rounds, seed, batch_size,
-local_steps, learning_rate and max_grad_norm. OUT receives the averaged adapter after the last round, one array for
+local_steps, optimizer, learning_rate and max_grad_norm. OUT receives the averaged adapter after the last round, one array for
 each LoRA tensor.
 """
 
@@ -59,7 +59,8 @@ def main(base, initial, data_file, options_file, out):
             with torch.no_grad():
                 for name, parameter in parameters.items():
                     parameter.copy_(published[name])
-            optimizer = torch.optim.AdamW(parameters.values(), lr=options["learning_rate"], weight_decay=0.0)
+            kind = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[options["optimizer"]]
+            optimizer = kind(parameters.values(), lr=options["learning_rate"], weight_decay=0.0)
             rng = np.random.default_rng([options["seed"], client, round_index])
             rows = len(data[f"input_ids_{client}"])
             for batch in batches(rows, options["local_steps"], options["batch_size"], rng):

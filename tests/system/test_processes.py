@@ -17,7 +17,7 @@ from testbed.core import messages
 from testbed.core.orders import Move, Order, Train, Trained
 from testbed.engine.observe import Observer
 from testbed.engine.recorder import read_rows, read_steps
-from tests.system.conftest import run, small, small_arguments
+from tests.system.small_runs import run, small, small_arguments
 
 TESTBED = (sys.executable, "-m", "testbed")
 ENVIRONMENT = {**os.environ, "NO_COLOR": "1", "COLUMNS": "120"}
@@ -63,7 +63,8 @@ def _free_port() -> int:
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """A long run on the command line that has finished its first round."""
-    command = [*TESTBED, "run", "quickstart", "--backend", "sim", "--out", str(tmp_path), *small_arguments("rounds=50")]
+    command = [*TESTBED, "run", "quickstart", "--out", str(tmp_path), "--node-processes", "1"]
+    command += small_arguments("rounds=50")
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT, start_new_session=True
     )

@@ -1,0 +1,39 @@
+"""The quickstart, shrunk until a whole run takes seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from testbed.engine.config import Loaded, load_experiment
+from testbed.engine.experiment import RunResult, run_experiment
+
+CHANGES = [
+    "rounds=3",
+    "bench.nodes=[{count=3}]",
+    "training.local_steps=2",
+    "training.batch_size=4",
+    "training.sequence_length=64",
+    "lora.rank=4",
+]
+"""As given to `--set`; the session's extract of the built-in data is appended."""
+
+
+SGD = ("training.optimizer=sgd", "training.learning_rate=0.3")
+"""Linear in the gradient, so rounding stays rounding; AdamW divides small gradients, and their rounding, by their size."""
+
+
+def small(scheme: str = "fedavg", *changes: str, seed: int = 1) -> Loaded:
+    """Three nodes, three rounds, two steps each."""
+    return load_experiment("quickstart", [f"scheme={{name='{scheme}'}}", *CHANGES, *changes], seed)
+
+
+def run(loaded: Loaded, out: Path, **options: Any) -> RunResult:
+    """Run it on the simulated backend, by default with all nodes in one process."""
+    options = {"node_processes": 1, **options}
+    return run_experiment(loaded.spec, loaded.scheme, loaded.bench, backend="sim", out=out, **options)
+
+
+def small_arguments(*changes: str) -> list[str]:
+    """The same shrinking for the command line."""
+    return [word for change in (*CHANGES, *changes) for word in ("--set", change)]

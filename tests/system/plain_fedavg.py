@@ -4,8 +4,8 @@
 
 BASE is a Hugging Face folder, INITIAL a PEFT folder with the adapter all clients start from. DATA holds, for each
 client k, input_ids_k, attention_mask_k and loss_mask_k, shape [rows, tokens]. OPTIONS gives rounds, seed, batch_size,
-local_steps, optimizer, learning_rate and max_grad_norm. OUT receives the averaged adapter after the last round, one array for
-each LoRA tensor.
+local_steps, optimizer, learning_rate and max_grad_norm. OUT receives the averaged adapter after the last round, one
+array for each LoRA tensor.
 """
 
 import json

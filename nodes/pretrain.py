@@ -339,14 +339,3 @@ def _versions() -> dict[str, str]:
             continue
     return versions
 
-
-def main(arguments: Sequence[str]) -> None:
-    """`python -m nodes.pretrain OUT [name=value ...]`, the names being those of `PretrainOptions`."""
-    settings: dict[str, Any] = dict(argument.split("=", 1) for argument in arguments[1:])
-    pretrain(PretrainOptions(out=arguments[0], **settings), lambda line: print(line, flush=True))
-
-
-if __name__ == "__main__":
-    import sys
-
-    main(sys.argv[1:])

@@ -20,7 +20,7 @@ CHANGES = [
 
 
 SGD = ("training.optimizer=sgd", "training.learning_rate=0.3")
-"""Linear in the gradient, so rounding stays rounding; AdamW divides small gradients and their rounding by their size."""
+"""Linear in the gradient: rounding stays rounding. AdamW divides small gradients by their size, rounding included."""
 
 
 def small(scheme: str = "fedavg", *changes: str, seed: int = 1) -> Loaded:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 def save(
     out: Path, model: LlamaForCausalLM, optimizers: Sequence[torch.optim.Optimizer], state: dict[str, float]
 ) -> None:
+    """Write model, optimisers and `state` to `out/checkpoint.safetensors`, whole or not at all."""
     from safetensors.torch import save_file
 
     tensors = {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
@@ -34,6 +35,7 @@ def save(
 def restore(
     out: Path, model: LlamaForCausalLM, optimizers: Sequence[torch.optim.Optimizer], state: dict[str, float]
 ) -> None:
+    """Fill model, optimisers and `state` from the checkpoint of `out`; where there is none, change nothing."""
     from safetensors import safe_open
 
     path = out / "checkpoint.safetensors"

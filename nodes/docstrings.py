@@ -166,6 +166,7 @@ def _clean(raw: str) -> str:
 
 
 def normal(text: str) -> str:
+    """Lower-case words alone: what two copies of one paragraph have in common."""
     return re.sub(r"[\W\d_]+", " ", text.lower()).strip()
 
 

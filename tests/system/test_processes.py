@@ -213,7 +213,7 @@ def test_a_node_of_another_protocol_version_is_told(monkeypatch: pytest.MonkeyPa
         "import sys\n"
         f"sys.argv = ['testbed', 'node', '--connect', '{address}', '--id', 'node-00']\n"
         "from testbed.cli import main\n"
-        "main()\n"
+        "sys.exit(main())\n"
     )
     node = subprocess.Popen([sys.executable, "-c", old], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
     arguments = small_arguments(f"bench.link.listen='{address}'", "bench.link.connect_timeout_s=30")

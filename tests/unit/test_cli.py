@@ -207,7 +207,7 @@ def test_all_errors_of_a_file_are_shown(engine: Engine, call: Call, tmp_path: Pa
     [
         ["run"], ["run", "quickstart", "--foo"], ["nope"], ["run", "quickstart", "--seed", "x"], ["run", "a", "b"],
         ["run", "quickstart", "--seed", "-1"], ["run", "quickstart", "--backend", "lab"], ["run", "nope"],
-        ["run", "quickstart", "--node-processes", "0"], ["run", "quickstart", "--set", "rounds"], ["node"],
+        ["run", "quickstart", "--node-processes", "-1"], ["run", "quickstart", "--set", "rounds"], ["node"],
         ["node", "--connect", "tcp://127.0.0.1:1"], ["show", "nope"], ["show", "."], ["replay", "nope"],
         ["resume", "nope"], ["run", "gsm8k"], ["--foo"], ["node", "--connect", "udp://x", "--id", "a"],
         ["node", "--connect", "tcp://127.0.0.1:1", "--id", "a", "--bench", "nope"],

@@ -28,7 +28,7 @@ install: $(STAMP)
 # torch goes first and alone, so that no other requirement pulls a CUDA build
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "apt-get install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install --quiet torch==2.13.0 -c constraints.txt
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@

@@ -157,6 +157,8 @@ def show(
         _print_json({"run": str(folder), "against": str(other), "comparison": compared})
     else:
         print_table(render_comparison(*pair))
+        _say_where(folder, summary)
+        _say_where(other, other_summary)
 
 
 def run_folder(path: Path) -> Path:

@@ -258,9 +258,11 @@ def _live(
                 devices.close()
             if recorder is not None:
                 recorder.close()
-            summary = {**summarise(play.rows if play else [], status, facts), **failure}
-            if play is not None and play.rows:
-                _publish_final(folder, play.rows[-1]["round"])
+            # the rows on disk: a resumed run that fails before it continues keeps what it had
+            rows = read_rows(folder)
+            summary = {**summarise(rows, status, facts), **failure}
+            if rows:
+                _publish_final(folder, rows[-1]["round"])
                 summary["adapter"] = "adapter"
             write_json(folder / "summary.json", summary)
     observer.run_ended(summary)

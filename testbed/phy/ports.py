@@ -72,12 +72,14 @@ def nearest_assignment(targets_m: np.ndarray, current_m: np.ndarray) -> np.ndarr
 
 
 def random_layout(
-    region_m: np.ndarray, num_antennas: int, min_spacing_m: float, rng: np.random.Generator
+    region_m: np.ndarray, fixed_m: np.ndarray, num_antennas: int, min_spacing_m: float, rng: np.random.Generator
 ) -> np.ndarray:
     """Places drawn uniformly in the region, one after the other, each far enough from those before.
 
     Args:
         region_m: [axis, (low, high)], shape [2, 2].
+        fixed_m: antennas that stay where they are, shape [num_fixed, 2].
+        num_antennas: how many places to draw.
 
     Returns:
         Shape [num_antennas, 2].
@@ -89,7 +91,7 @@ def random_layout(
         layout: list[np.ndarray] = []
         for _ in range(200 * num_antennas):
             point = rng.uniform(region_m[:, 0], region_m[:, 1])
-            if all(np.linalg.norm(point - other) >= min_spacing_m for other in layout):
+            if all(np.linalg.norm(point - other) >= min_spacing_m for other in (*fixed_m, *layout)):
                 layout.append(point)
             if len(layout) == num_antennas:
                 return np.array(layout)

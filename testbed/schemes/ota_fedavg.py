@@ -118,12 +118,11 @@ class OtaFedAvg(Scheme[OtaState]):
         nodes: tuple[str, ...] | None = None
         position_m = state.positions_m
         for visit in range(self.visits):
-            if visit == 0:
-                layout_m = array.home_m
-            else:
-                drawn = random_layout(array.region_m, num_antennas, array.min_spacing_m, rng)
-                layout_m = nearest_assignment(drawn, position_m)
-            layout_m = np.where(array.movable[:, None], layout_m, array.home_m)
+            layout_m = array.home_m.copy()
+            if visit > 0:
+                fixed_m, count = array.home_m[~array.movable], int(array.movable.sum())
+                drawn_m = random_layout(array.region_m, fixed_m, count, array.min_spacing_m, rng)
+                layout_m[array.movable] = nearest_assignment(drawn_m, position_m[array.movable])
             moved = yield from move(layout_m)
             position_m = moved.positions_m
             sounding = yield from sound(num_pilots=self.num_pilots)

@@ -34,6 +34,14 @@ def test_options_of_ota_fedavg(changes: dict[str, Any]) -> None:
     check_scheme(scheme_class("ota-fedavg")(**changes), _experiment("ota-fedavg"), small_bench(), ADAPTER)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_the_search_keeps_clear_of_an_antenna_without_stage(seed: int) -> None:
+    experiment = _experiment("ota-fedavg").model_copy(update={"seed": seed})
+    array = small_bench().array.model_dump()
+    array["antennas"][2]["home_m"] = [0.19, 0.19]
+    check_scheme(scheme_class("ota-fedavg")(visits=12), experiment, small_bench(array=array), ADAPTER, rounds=1)
+
+
 _CALLS: list[int] = []
 
 

@@ -248,6 +248,22 @@ def test_a_changed_base_model_cannot_be_resumed(fedavg_run: RunResult, tmp_path:
         resume_experiment(folder)
 
 
+def test_a_resume_that_fails_keeps_what_there_was(ota_run: RunResult, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(ota_run.folder, folder)
+    start = json.loads((folder / "start.json").read_text())
+    start["bench"]["link"]["connect_timeout_s"] = 0.2
+    (folder / "start.json").write_text(json.dumps(start))
+    (folder / "summary.json").unlink()
+    with pytest.raises(LinkTimeout):
+        resume_experiment(folder, node_processes=0)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["status"] == "failed"
+    assert summary["rounds"] == 3
+    assert summary["loss_after"] == ota_run.summary["loss_after"]
+    assert read_rows(folder) == ota_run.rounds
+
+
 def test_freeze_a_sends_half(tmp_path: Path, fedavg_run: RunResult) -> None:
     result = run(small("fedavg", "lora.freeze_a=true", "rounds=1"), tmp_path)
     [full] = [step.reply.mean.size for step in read_steps(fedavg_run.folder) if isinstance(step.reply, Collected)][:1]

@@ -53,8 +53,15 @@ def test_assignment_travels_least() -> None:
 
 
 def test_layouts_keep_the_spacing() -> None:
-    layout = random_layout(REGION, 4, 0.3, np.random.default_rng(4))
+    layout = random_layout(REGION, np.zeros((0, 2)), 4, 0.3, np.random.default_rng(4))
     distance = np.linalg.norm(layout[:, None] - layout[None], axis=-1)[np.triu_indices(4, 1)]
     assert distance.min() >= 0.3
     with pytest.raises(ValueError, match="do not fit"):
-        random_layout(REGION, 20, 0.6, np.random.default_rng(4))
+        random_layout(REGION, np.zeros((0, 2)), 20, 0.6, np.random.default_rng(4))
+
+
+def test_layouts_keep_clear_of_fixed_antennas() -> None:
+    fixed = np.array([[0.5, 0.5], [0.2, 0.8]])
+    for seed in range(50):
+        layout = random_layout(REGION, fixed, 3, 0.3, np.random.default_rng(seed))
+        assert np.linalg.norm(layout[:, None] - fixed[None], axis=-1).min() >= 0.3

@@ -1,0 +1,106 @@
+"""Nodes that come back, or missed a broadcast, get what they need before the next order."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from testbed.core import messages
+from testbed.core.adapter import Factor, Layout
+from testbed.core.devices import Devices
+from testbed.core.messages import Message, Packet
+from testbed.core.specs import JobSpec
+from testbed.engine.crew import Crew
+from testbed.engine.observe import Observer
+from tests.benches import small_bench
+
+BENCH = small_bench()
+NAMES = BENCH.node_names
+LAYOUT = Layout(factors=(Factor(name="m.lora_B.weight", shape=(2, 2), kind="B", module="m"),))
+
+
+class _Link:
+    """Answers as nodes do and keeps what they were sent; nodes in `deaf` do not answer."""
+
+    def __init__(self) -> None:
+        self.nodes: tuple[str, ...] = NAMES
+        self.joined: tuple[str, ...] = ()
+        self.deaf: set[str] = set()
+        self.sent: list[tuple[str, str]] = []
+        self.adapters: dict[str, np.ndarray] = {}
+
+    def take_joined(self) -> tuple[str, ...]:
+        joined, self.joined = self.joined, ()
+        return joined
+
+    def wait_for(self, nodes: Sequence[str], *, timeout_s: float) -> None:
+        assert set(nodes) <= set(self.nodes)
+
+    def ask(
+        self,
+        requests: Mapping[str, tuple[Message, Mapping[str, np.ndarray]]],
+        *,
+        timeout_s: float,
+        progress: Any = None,
+    ) -> dict[str, Packet]:
+        answers = {}
+        for name, (message, arrays) in requests.items():
+            self.sent.append((name, message.kind))
+            if name in self.deaf:
+                continue
+            if isinstance(message, messages.Configure):
+                ready = messages.Ready(
+                    node=name, num_samples=1, layout=LAYOUT, frozen_layout=Layout(factors=()), peft_config={}
+                )
+                answers[name] = Packet(ready, {"initial": np.zeros(4, np.float32), "frozen": np.zeros(0, np.float32)})
+            else:
+                self.adapters[name] = arrays["adapter"]
+                answers[name] = Packet(messages.Done(node=name))
+        return answers
+
+    def close(self) -> None:
+        pass
+
+
+def _crew() -> tuple[Crew, _Link]:
+    link = _Link()
+    devices = Devices(radio=None, stages=(), link=link, clock=None, node_devices={}, close=link.close)  # type: ignore[arg-type]
+    crew = Crew(devices, BENCH, "sim", JobSpec(nodes=NAMES), Observer())
+    crew.assemble()
+    link.sent.clear()
+    return crew, link
+
+
+def test_a_node_that_comes_back_is_configured_and_brought_up_to_date() -> None:
+    crew, link = _crew()
+    adapter = np.arange(4, dtype=np.float32)
+    crew.publish(adapter)
+    crew.holding = set(NAMES)
+    link.sent.clear()
+    link.adapters.clear()
+    link.joined = (NAMES[1],)
+    crew.catch_up()
+    assert link.sent == [(NAMES[1], "configure"), (NAMES[1], "set-adapter")]
+    assert np.array_equal(link.adapters[NAMES[1]], adapter)
+    assert crew.holding == {NAMES[0], NAMES[2]}  # the update it had is gone
+    link.sent.clear()
+    crew.catch_up()
+    assert link.sent == []
+
+
+def test_a_node_that_missed_a_broadcast_gets_it_before_the_next_order() -> None:
+    crew, link = _crew()
+    link.deaf = {NAMES[0]}
+    assert crew.publish(np.ones(4, np.float32)) == NAMES[1:]
+    link.deaf = set()
+    link.sent.clear()
+    crew.catch_up()
+    assert link.sent == [(NAMES[0], "set-adapter")]
+    assert link.adapters[NAMES[0]].sum() == 4
+
+
+def test_updates_are_fetched_only_from_nodes_that_hold_one() -> None:
+    crew, link = _crew()
+    crew.holding = set()
+    assert crew.fetch(dict.fromkeys(NAMES, 32)) == {}
+    assert link.sent == []

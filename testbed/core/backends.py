@@ -31,6 +31,8 @@ BACKENDS: dict[str, Backend] = {
 }
 
 NODE_AGENT = "nodes.agent:serve"
+CAPTURE = "drivers.sigmf_capture:CapturingRadio"
+PLAYBACK = "drivers.sigmf_radio:SigmfRadio"
 PRETRAIN = "nodes.pretrain:pretrain"
 PRETRAIN_OPTIONS = "nodes.pretrain:PretrainOptions"
 

@@ -8,7 +8,7 @@ they lie in the array frame.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -29,6 +29,12 @@ class WaveformSpec(Spec):
     num_subcarriers: int = Field(256, ge=8, description="FFT length")
     num_active: int = Field(192, ge=2, description="subcarriers that carry symbols, around but without DC")
     cyclic_prefix: int = Field(64, ge=0, description="samples")
+    frame_blocks: int = Field(128, ge=1, description="data blocks between two preambles")
+    pilot_every: int = Field(32, ge=0, description="data blocks between two pilot blocks of a frame; 0 sends none")
+    level: Literal["samples", "symbols"] = Field(
+        "samples",
+        description="samples: everything that a radio sends; symbols: without OFDM, for fast sweeps in simulation",
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> WaveformSpec:
@@ -37,6 +43,12 @@ class WaveformSpec(Spec):
         if self.cyclic_prefix > self.num_subcarriers:
             raise ValueError("cyclic_prefix must be at most num_subcarriers")
         return self
+
+    def elements_per_second(self, sample_rate_hz: float) -> float:
+        """Elements of a burst in a second: samples, or at level symbols the symbols of the active subcarriers."""
+        if self.level == "samples":
+            return sample_rate_hz
+        return sample_rate_hz * self.num_active / (self.num_subcarriers + self.cyclic_prefix)
 
 
 class StageSpec(Spec):
@@ -132,26 +144,109 @@ class LinkSpec(Spec):
     )
 
 
+class ImpairmentsSpec(Spec):
+    """What the simulated radios do to their signals. Everything is off by default; each key switches one effect on."""
+
+    oscillator_ppm: float = Field(
+        0.0, ge=0, description="standard deviation of the oscillators' offsets from the receiver's, parts per million"
+    )
+    drift_ppm_s: float = Field(0.0, ge=0, description="standard deviation of their steady drift, ppm in a second")
+    sampling_offset: bool = Field(True, description="the oscillator's offset also stretches the sampling clock")
+    phase_noise_deg: float = Field(0.0, ge=0, description="rms of each synthesiser's phase noise")
+    phase_noise_hz: Positive = Field(1e4, description="corner frequency of the phase noise")
+    phase_jumps: Literal["never", "tune", "burst"] = Field(
+        "never", description="when a transmit synthesiser takes a new random phase: at every write of its frequency"
+    )
+    start_offset_s: float = Field(0.0, ge=0, description="standard deviation of each transmitter's fixed delay")
+    tx_iq_gain_db: float = Field(0.0, description="gain of the transmitters' Q branch over I")
+    tx_iq_phase_deg: float = Field(0.0, description="angle missing between the transmitters' I and Q branches")
+    tx_dc_db: float | None = Field(None, description="transmitters' carrier leak, relative to their highest power")
+    dac_bits: int | None = Field(None, ge=2, le=16, description="transmit converter; None does not quantise")
+    dac_headroom_db: float = Field(
+        13.0, description="full scale of the transmit converter above the node's highest average power"
+    )
+    pa_saturation_dbm: float | None = Field(None, description="output power that the amplifier cannot exceed (Rapp)")
+    pa_smoothness: Positive = Field(3.0, description="Rapp's exponent p")
+    fir_loss_db: float = Field(0.0, ge=0, description="transmit power lost to the interpolation filter's gain step")
+    rx_iq_gain_db: float = Field(0.0, description="gain of the receiver's Q branch over I")
+    rx_iq_phase_deg: float = Field(0.0, description="angle missing between the receiver's I and Q branches")
+    rx_dc_dbm: float | None = Field(None, description="receiver's DC offset, as power at the antenna port")
+    adc_bits: int | None = Field(None, ge=2, le=16, description="receive converter; None neither quantises nor clips")
+    adc_full_scale_dbm: float = Field(0.0, description="power that fills the receive converter at 0 dB of gain")
+    agc: Literal["manual", "block"] = Field(
+        "manual", description="manual: rx_gain_db holds; block: each capture is scaled to 12 dB below full scale"
+    )
+    rx_gain_db: float = Field(0.0, description="receive gain in front of the converter")
+    phase_flip_gain_db: float | None = Field(
+        None, description="receive gains from here on turn the phase by 180 degrees, as switched amplifiers do"
+    )
+    stale_samples: int = Field(0, ge=0, description="samples from before a capture that buffers still deliver first")
+    dropped_buffers: float = Field(0.0, ge=0, lt=1, description="probability that a receive buffer is lost")
+    buffer_samples: int = Field(16384, ge=64, description="length of a receive buffer")
+
+
 class WorldSpec(Spec):
     """The simulated room; other backends ignore it."""
 
-    num_paths: int = Field(6, ge=1, description="plane waves from each node")
-    rician_k_db: float = Field(3.0, description="power of the line of sight over all other paths")
+    model: Literal["room", "isotropic", "recorded", "tdl", "cdl"] = Field(
+        "room",
+        description="room: waves by way of points in the room; isotropic: from anywhere in the half-space before the "
+        "array; recorded: from `recording`; tdl, cdl: 3GPP TR 38.901 (the extra sionna)",
+    )
+    num_paths: int = Field(6, ge=1, description="plane waves from each node; with tdl of each tap; cdl brings its own")
+    rician_k_db: float | None = Field(
+        3.0, description="power of the first path over all others, in room and isotropic; None: all are alike"
+    )
+    fading: Literal["static", "block", "jakes"] = Field(
+        "static",
+        description="static: gains turn with doppler_hz only; block: drawn anew every coherence_s; jakes: each path "
+        "is a Rayleigh process of doppler_hz",
+    )
+    coherence_s: Positive = Field(1.0, description="of block fading")
+    shadowing_db: float = Field(0.0, ge=0, description="standard deviation of each node's log-normal shadowing")
+    selective: bool = Field(False, description="paths arrive with their own delays, so the channel varies in frequency")
+    delay_spread_s: Positive = Field(50e-9, description="rms; of every model but room, whose geometry sets the delays")
+    coupling: bool = Field(False, description="mutual coupling of the array's antennas, as side-by-side dipoles")
+    recording: str | None = Field(None, description="npz file of measured channels, for model recorded")
+    profile: Literal["A", "B", "C", "D", "E"] = Field("A", description="3GPP profile, for models tdl and cdl")
     path_loss_exponent: float = Field(2.2, ge=0)
     reference_loss_db: float | None = Field(None, description="loss at 1 m; free space at the carrier by default")
     excess_loss_db: float = Field(0.0, description="walls, cables, polarisation")
-    doppler_hz: float = Field(0.0, ge=0, description="largest Doppler shift of a path; 0 is a static room")
+    doppler_hz: float = Field(
+        0.0, ge=0, description="largest Doppler shift of a path; 0 is a static room; not of block fading"
+    )
     noise_figure_db: float = Field(7.0, ge=0)
     temperature_k: float = Field(290.0, ge=0, description="0 gives a noiseless receiver")
+    impairments: ImpairmentsSpec = ImpairmentsSpec()
+
+    @model_validator(mode="after")
+    def _complete(self) -> WorldSpec:
+        if (self.model == "recorded") != (self.recording is not None):
+            raise ValueError('recording: model = "recorded" and a recording go together; give both or neither')
+        if self.fading == "jakes" and self.doppler_hz == 0:
+            raise ValueError('doppler_hz: fading = "jakes" needs a positive Doppler shift')
+        return self
 
 
-class CapabilitiesSpec(Spec):
-    """What the radios of this bench can honestly do."""
+class RadioSpec(Spec):
+    """What the radios of this bench can honestly do.
 
-    timed_tx: bool = True
-    shared_clock: bool = True
-    phase_coherent: bool = True
-    full_duplex: bool = False
+    A flag that is left out is derived in simulation from [world.impairments] and start_jitter_s; elsewhere it is false.
+    """
+
+    timed_tx: bool | None = Field(None, description="a burst starts at a given instant")
+    shared_clock: bool | None = Field(None, description="transmitters and receiver run on one reference")
+    phase_coherent: bool | None = Field(None, description="a channel's phase still holds when data follow its pilots")
+    full_duplex: bool = Field(False, description="a radio may receive while it transmits")
+    trigger: Literal["clock", "beacon", "network"] = Field(
+        "clock",
+        description="what starts a simultaneous burst: a common clock, a radio beacon, or a message on the network",
+    )
+    start_jitter_s: float = Field(
+        0.0,
+        ge=0,
+        description="standard deviation of a burst's start, measured; captures begin and end 6 of them early and late",
+    )
 
 
 class BenchSpec(Spec):
@@ -162,7 +257,7 @@ class BenchSpec(Spec):
     sample_rate_hz: Positive = 5e6
     room_m: Point3 = Field((10.0, 8.0, 3.0), description="size of the room")
     waveform: WaveformSpec = WaveformSpec()
-    radio: CapabilitiesSpec = CapabilitiesSpec()
+    radio: RadioSpec = RadioSpec()
     array: ArraySpec
     nodes: tuple[NodeSpec, ...] = Field(min_length=1)
     limits: LimitsSpec = LimitsSpec()
@@ -192,6 +287,12 @@ class BenchSpec(Spec):
                 )
             if node.count > 1 and "{" not in node.name:
                 raise ValueError(f"nodes.{index}.name: {node.count} boards need a pattern such as node-{{:02d}}")
+        wave = self.waveform
+        if wave.num_subcarriers % 16 or wave.num_active < wave.num_subcarriers // 2:
+            raise ValueError(
+                f"waveform: {wave.num_active} of {wave.num_subcarriers} subcarriers carry no preamble; "
+                "num_subcarriers must be a multiple of 16 and num_active at least half of it"
+            )
         names = self.node_names
         if len(set(names)) != len(names):
             raise ValueError("nodes: two nodes have the same name")

@@ -62,8 +62,11 @@ class Radio(Protocol):
     def arm(self, num_samples: int, *, at_s: float) -> None:
         """Discard what is stale and capture `num_samples` from `at_s` on."""
 
-    def read(self) -> np.ndarray:
-        """The armed capture, shape [num_antennas, num_samples] complex64. Raises RadioFault when nothing was armed."""
+    def read(self, combiner: np.ndarray | None = None) -> np.ndarray:
+        """The armed capture, shape [num_antennas, num_samples] complex64, or its combination f^H y, [1, num_samples].
+
+        `combiner` is f, shape [num_antennas]. Raises RadioFault when nothing was armed.
+        """
 
     def mute(self) -> None:
         """Stop radiating at once; always legal."""

@@ -17,9 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from testbed.core.adapter import Layout
 from testbed.core.bench import WaveformSpec
 from testbed.core.errors import ProtocolError
+from testbed.core.orders import Payload
 from testbed.core.specs import JobSpec
 
-PROTOCOL = 1
+PROTOCOL = 2
 
 _DTYPES = frozenset({"float32", "float64", "float16", "complex64", "complex128", "int8", "uint8", "int32", "int64"})
 _MAX_HEAD_BYTES = 16 * 1024 * 1024
@@ -83,14 +84,20 @@ class Sent(Request):
     """Answer to a request to transmit: the burst is on its way."""
 
     kind: Literal["sent"] = "sent"
-    num_samples: int = Field(description="length of the burst in samples")
+    num_samples: int = Field(description="length of the burst in samples, or symbols where no OFDM is sent")
     power_sum_w: float = Field(description="sum of |x|^2 over the samples; energy is this over the sample rate")
 
 
 class Update(Request):
-    """Answer to `SendUpdate`. Array: `update` [layout.size]."""
+    """Answer to `SendUpdate`. Array: `update` float32 [layout.size], or `payload` uint8 where one was asked for."""
 
     kind: Literal["update"] = "update"
+
+
+class Residual(Request):
+    """Answer to `SendResidual`. Array: `residual` float32 [layout.size]."""
+
+    kind: Literal["residual"] = "residual"
 
 
 class EvaluateDone(Request):
@@ -168,21 +175,77 @@ class SendPilots(Request):
 
 
 class SendAnalogue(Request):
-    """Transmit the update as uncoded symbols at a given instant; see `testbed.core.orders.Analogue`."""
+    """Transmit a part of the update as uncoded symbols at a given instant; see `testbed.core.orders.Analogue`.
+
+    Array: `precoder`, complex128, shape [1] or [num_active], square-root watts.
+    """
 
     kind: Literal["send-analogue"] = "send-analogue"
     at_s: float
-    precoder: tuple[float, float] = Field(description="real and imaginary part, square-root watts")
     mean: float
     std: float
+    first: int = Field(ge=0, description="symbol that this burst begins with")
+    count: int = Field(ge=1, description="symbols of this burst")
+    cfo_hz: float = 0.0
+    cfo_from_s: float = 0.0
+    clip: float | None = None
+    waveform: WaveformSpec
+
+
+class SendSigns(Request):
+    """Transmit the signs of a part of the update at a given instant; see `MajorityVote` and `OneBit` in the orders.
+
+    Array: `precoder` as in `SendAnalogue`. With `pairs` the signs ride on pairs of subcarriers, else on QPSK symbols.
+    """
+
+    kind: Literal["send-signs"] = "send-signs"
+    at_s: float
+    pairs: bool
+    threshold: float = 0.0
+    first: int = Field(ge=0, description="symbol that this burst begins with")
+    count: int = Field(ge=1, description="symbols of this burst")
+    cfo_hz: float = 0.0
+    cfo_from_s: float = 0.0
+    waveform: WaveformSpec
+
+
+class SendPackets(Request):
+    """Transmit packets of the encoded update at a given instant; the update is encoded once for each transfer.
+
+    Array: `allocation` uint8 [num_subcarriers], as of `testbed.phy.subcarriers.allocate`.
+    """
+
+    kind: Literal["send-packets"] = "send-packets"
+    at_s: float
+    power_w: float
+    transfer: int = Field(ge=0, lt=256)
+    index: int = Field(ge=0, lt=256, description="number of this node within the transfer")
+    payload: Payload
+    scheme: str
+    packet_bytes: int = Field(ge=1)
+    sequence: tuple[int, ...] = Field(min_length=1, description="packets to send")
+    cfo_hz: float = 0.0
     waveform: WaveformSpec
 
 
 class SendUpdate(Request):
-    """Send the update over the control link: the payload of a digital uplink, or the audit of an analogue one."""
+    """Send the update over the control link: as the bytes of an error-free uplink, or as it is for the audit."""
 
     kind: Literal["send-update"] = "send-update"
-    bits_per_value: Literal[16, 32] = 32
+    payload: Payload | None = None
+    transfer: int = 0
+
+
+class SendResidual(Request):
+    """Report what the node's payloads have left out so far, so that a run can be resumed."""
+
+    kind: Literal["send-residual"] = "send-residual"
+
+
+class SetResidual(Request):
+    """Take back what earlier payloads left out. Array: `residual` [layout.size] float32."""
+
+    kind: Literal["set-residual"] = "set-residual"
 
 
 class SetAdapter(Request):
@@ -212,6 +275,7 @@ Message: TypeAlias = (
     | TrainDone
     | Sent
     | Update
+    | Residual
     | EvaluateDone
     | Progress
     | Failed
@@ -221,7 +285,11 @@ Message: TypeAlias = (
     | TrainTask
     | SendPilots
     | SendAnalogue
+    | SendSigns
+    | SendPackets
     | SendUpdate
+    | SendResidual
+    | SetResidual
     | SetAdapter
     | EvaluateTask
     | Bye

@@ -13,6 +13,49 @@ from typing import Any, TypeAlias, TypeVar, cast
 
 import numpy as np
 
+from testbed.core.uplinks import Analogue, Digital, Ideal, MajorityVote, OneBit, Payload, Uplink
+
+__all__ = [
+    "ORDERS",
+    "REPLIES",
+    "REPLY_OF",
+    "Analogue",
+    "Collect",
+    "Collected",
+    "Delivery",
+    "Digital",
+    "Evaluate",
+    "Ideal",
+    "LocalResult",
+    "MajorityVote",
+    "Move",
+    "Moved",
+    "MovedAndTrained",
+    "OneBit",
+    "Order",
+    "Payload",
+    "Publish",
+    "Published",
+    "Reply",
+    "Scores",
+    "Sound",
+    "Sounding",
+    "Spent",
+    "Steps",
+    "Together",
+    "Train",
+    "Trained",
+    "Uplink",
+    "Work",
+    "collect",
+    "evaluate",
+    "move",
+    "move_while_training",
+    "publish",
+    "sound",
+    "train",
+]
+
 
 @dataclass(frozen=True)
 class Spent:
@@ -48,11 +91,13 @@ class Sound:
 
     Attributes:
         nodes: who sounds; all nodes of the fleet if empty.
-        num_pilots: OFDM pilot symbols of each node.
+        num_pilots: OFDM pilot symbols of each node, at least 2.
+        per_subcarrier: also estimate the channel on every subcarrier.
     """
 
     nodes: tuple[str, ...] = ()
     num_pilots: int = 4
+    per_subcarrier: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,64 +138,26 @@ class Train:
 
 
 @dataclass(frozen=True)
-class Digital:
-    """An error-free packet uplink in a band of its own.
-
-    Attributes:
-        weight: of this node's update in the mean.
-        bandwidth_hz: share of the band.
-        power_w: average transmit power.
-        rate_bit_s: rate the scheme chose; air time is bits over rate.
-        bits_per_value: of the float32 (32) or float16 (16) payload.
-    """
-
-    weight: float
-    bandwidth_hz: float
-    power_w: float
-    rate_bit_s: float
-    bits_per_value: int = 32
-
-
-@dataclass(frozen=True)
-class Analogue:
-    """An uncoded uplink whose signals add up in the air.
-
-    The node sends precoder * s, where two values of (update - mean) / std ride on the real and imaginary part of one
-    unit-power symbol s, so its average power is |precoder|^2.
-
-    Attributes:
-        weight: of this node's update in the mean, D_m.
-        precoder: complex transmit coefficient b_m, square-root watts.
-        mean: subtracted from every value before sending.
-        std: divisor that makes the values unit-variance; positive.
-    """
-
-    weight: float
-    precoder: complex
-    mean: float
-    std: float
-
-
-Uplink: TypeAlias = Digital | Analogue
-
-
-@dataclass(frozen=True)
 class Collect:
-    """Gather the weighted mean of the nodes' updates.
+    """Gather the weighted mean of the nodes' updates, or the majority of their signs.
 
-    All uplinks of one order are of one kind. For `Analogue`, `combiner` and `scale` say how the antennas' sum becomes
-    the mean.
+    All uplinks of one order are of one kind. For `Analogue` and `OneBit`, `combiner` and `scale` say how the antennas'
+    sum becomes the mean.
 
     Attributes:
         uplinks: node -> its uplink; others stay silent.
-        combiner: receive weights f, shape [num_antennas], unit norm; the array output is f^H y.
-        scale: square root of eta: f^H h_m b_m = scale * weight * std for every node under uniform forcing.
+        combiner: receive weights f, unit norm, shape [num_antennas], or [num_active, num_antennas] for each subcarrier;
+            the array output is f^H y.
+        scale: square root of eta: f^H h_m b_m = scale * weight * std for every node under uniform forcing, and
+            f^H h_m b_m = scale for every node that votes with `OneBit`.
+        share: part of the weights that sends on each active subcarrier, shape [num_active]; all of it if None.
         expected_mse: predicted E||error||^2 of the mean, logged beside what is measured.
     """
 
     uplinks: Mapping[str, Uplink]
     combiner: np.ndarray | None = None
     scale: float | None = None
+    share: np.ndarray | None = None
     expected_mse: float | None = None
 
 
@@ -193,13 +200,22 @@ class Sounding:
         channel: baseband gain from each node to each antenna, shape [num_antennas, num_nodes], complex128.
         noise_w: estimated noise power of one received data symbol, per antenna, in the band that carries symbols.
         positions_m: where the antennas were, array frame, shape [num_antennas, 2].
-        missing: nodes that stayed silent; they have no column.
+        delay_s: by how much each burst came later than was asked, shape [num_nodes].
+        cfo_hz: each node's carrier offset, shape [num_nodes].
+        heard_s: middle of each node's pilots, the instant its channel holds for, shape [num_nodes].
+        response: channel on every active subcarrier, shape [num_antennas, num_nodes, num_active], complex64, where
+            the order asked for it.
+        missing: nodes that stayed silent or were not heard; they have no column.
     """
 
     nodes: tuple[str, ...]
     channel: np.ndarray
     noise_w: float
     positions_m: np.ndarray
+    delay_s: np.ndarray
+    cfo_hz: np.ndarray
+    heard_s: np.ndarray
+    response: np.ndarray | None = None
     missing: tuple[str, ...] = ()
     spent: Spent = Spent()
 
@@ -245,20 +261,46 @@ class Trained:
 
 
 @dataclass(frozen=True)
+class Delivery:
+    """How one node's packets fared.
+
+    Attributes:
+        scheme: modulation and coding.
+        num_bytes: payload of the whole update.
+        packets: that the update needed.
+        sent: transmissions, repetitions included.
+        snr: linear signal-to-noise ratio of the packets that arrived; None if none did.
+    """
+
+    scheme: str
+    num_bytes: int
+    packets: int
+    sent: int
+    snr: float | None = None
+
+
+@dataclass(frozen=True)
 class Collected:
     """What arrived.
 
     Attributes:
-        mean: weighted mean of the updates of the nodes that arrived, shape [num_values], float32.
-        updates: node -> its own update, for digital uplinks; over the air only the sum exists and this is empty.
-        missing: nodes that stayed silent.
+        mean: weighted mean of the updates of the nodes that arrived, or the majority's signs (-1, 0 or 1), shape
+            [num_values], float32.
+        updates: node -> its own update, for `Ideal` and `Digital`; over the air only the sum exists and this is empty.
+        missing: nodes that stayed silent, or whose packets were lost.
         energy_j: node -> transmit energy.
+        deliveries: node -> its packets, for `Digital`.
+        coherence: amplitude of the pilots' sum over what perfect alignment would give, for `Analogue` and `OneBit`.
+        lost: frames that were not found in the capture; their values count as zero.
     """
 
     mean: np.ndarray
     updates: Mapping[str, np.ndarray] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
     energy_j: Mapping[str, float] = field(default_factory=dict)
+    deliveries: Mapping[str, Delivery] = field(default_factory=dict)
+    coherence: float | None = None
+    lost: int = 0
     spent: Spent = Spent()
 
 
@@ -316,9 +358,11 @@ def _ask(order: Order) -> Generator[Order, Reply, Any]:
     return reply
 
 
-def sound(nodes: tuple[str, ...] = (), *, num_pilots: int = 4) -> Generator[Order, Reply, Sounding]:
+def sound(
+    nodes: tuple[str, ...] = (), *, num_pilots: int = 4, per_subcarrier: bool = False
+) -> Generator[Order, Reply, Sounding]:
     """`sounding = yield from sound()`."""
-    return cast(Sounding, (yield from _ask(Sound(nodes, num_pilots))))
+    return cast(Sounding, (yield from _ask(Sound(nodes, num_pilots, per_subcarrier))))
 
 
 def move(positions_m: np.ndarray) -> Generator[Order, Reply, Moved]:
@@ -342,10 +386,11 @@ def collect(
     *,
     combiner: np.ndarray | None = None,
     scale: float | None = None,
+    share: np.ndarray | None = None,
     expected_mse: float | None = None,
 ) -> Generator[Order, Reply, Collected]:
     """`collected = yield from collect(uplinks)`."""
-    return cast(Collected, (yield from _ask(Collect(uplinks, combiner, scale, expected_mse))))
+    return cast(Collected, (yield from _ask(Collect(uplinks, combiner, scale, share, expected_mse))))
 
 
 def publish(adapter: np.ndarray) -> Generator[Order, Reply, Published]:

@@ -23,9 +23,14 @@ _TYPES: Mapping[str, type] = {
         *orders.REPLIES,
         orders.Spent,
         orders.Work,
+        orders.Payload,
+        orders.Ideal,
         orders.Digital,
         orders.Analogue,
+        orders.MajorityVote,
+        orders.OneBit,
         orders.LocalResult,
+        orders.Delivery,
     )
 }
 

@@ -11,8 +11,14 @@ from testbed.core.orders import (
     Analogue,
     Collect,
     Collected,
+    Delivery,
+    Digital,
+    Ideal,
     LocalResult,
+    MajorityVote,
     Move,
+    OneBit,
+    Payload,
     Sounding,
     Spent,
     Together,
@@ -30,16 +36,34 @@ _arrays = npst.arrays(
     npst.array_shapes(min_dims=1, max_dims=2, min_side=0),
 )
 _spent = st.builds(Spent, _floats, _finite, _finite, _finite)
-_uplinks = st.dictionaries(
-    _names, st.builds(Analogue, _finite, st.complex_numbers(allow_nan=False), _finite, _finite), max_size=3
+_payloads = st.builds(Payload, st.sampled_from(["float32", "sign"]), _finite, st.booleans())
+_uplink = st.one_of(
+    st.builds(Analogue, _finite, st.complex_numbers(allow_nan=False) | _arrays, _finite, _finite),
+    st.builds(OneBit, st.complex_numbers(allow_nan=False) | _arrays, _finite, _finite),
+    st.builds(MajorityVote, _finite, _finite, _finite),
+    st.builds(Ideal, _finite, _finite, _finite, _finite, _payloads),
+    st.builds(Digital, _finite, _finite, _finite, _finite, _arrays, st.none() | _names, _payloads),
 )
+_uplinks = st.dictionaries(_names, _uplink, max_size=3)
 _values = st.one_of(
     st.builds(Move, _arrays),
     st.builds(
         Together, st.builds(Move, _arrays), st.builds(Train, st.dictionaries(_names, st.builds(Work), max_size=2))
     ),
-    st.builds(Collect, _uplinks, _arrays, _floats, st.none() | _finite),
-    st.builds(Sounding, st.tuples(_names), _arrays, _floats, _arrays, st.tuples(_names), _spent),
+    st.builds(Collect, _uplinks, _arrays, _floats, st.none() | _arrays, st.none() | _finite),
+    st.builds(
+        Sounding,
+        st.tuples(_names),
+        _arrays,
+        _floats,
+        _arrays,
+        _arrays,
+        _arrays,
+        _arrays,
+        st.none() | _arrays,
+        st.tuples(_names),
+        _spent,
+    ),
     st.builds(
         Trained,
         st.dictionaries(
@@ -61,7 +85,19 @@ _values = st.one_of(
         st.tuples(),
         _spent,
     ),
-    st.builds(Collected, _arrays, st.dictionaries(_names, _arrays, max_size=2), st.tuples(), st.just({}), _spent),
+    st.builds(
+        Collected,
+        _arrays,
+        st.dictionaries(_names, _arrays, max_size=2),
+        st.tuples(),
+        st.just({}),
+        st.dictionaries(
+            _names, st.builds(Delivery, _names, st.integers(0, 9), st.integers(0, 9), st.integers(0, 9), _floats)
+        ),
+        st.none() | _finite,
+        st.integers(0, 9),
+        _spent,
+    ),
 )
 
 

@@ -1,8 +1,9 @@
-"""Pilots, and the estimate of a flat channel and of the noise from them."""
+"""Pilots, and what is estimated from them: a flat channel, the noise, a delay and a rotation."""
 
 from __future__ import annotations
 
 import numpy as np
+import scipy.fft
 
 from testbed.core.bench import WaveformSpec
 
@@ -64,3 +65,114 @@ def estimate_channel(received: np.ndarray, pilots: np.ndarray, power_w: float) -
     residual = received - channel[:, None] * sent
     noise_w = float(np.vdot(residual, residual).real) / (len(received) * (count - 1))
     return channel, noise_w
+
+
+def delay_response(lag: np.ndarray | float, waveform: WaveformSpec) -> np.ndarray:
+    """What a delay does to every active subcarrier.
+
+    H_k = exp(-j 2 pi k delay / num_subcarriers)
+
+    Args:
+        lag: samples, shape [...].
+        waveform: numerology.
+
+    Returns:
+        shape [..., num_active], complex64, in the subcarrier order of `testbed.phy.ofdm.modulate`.
+    """
+    half, step = waveform.num_active // 2, 16
+    # [..., 1]
+    angle = -2 * np.pi / waveform.num_subcarriers * np.asarray(lag, dtype=np.float64)[..., None]
+    # k = 16 q + r: two short tables and their products replace an exponential for every subcarrier
+    coarse = np.exp(1j * angle * (step * np.arange(half // step + 1))).astype(np.complex64)
+    fine = np.exp(1j * angle * np.arange(step)).astype(np.complex64)
+    # [..., num_active / 2], subcarriers 1 .. num_active / 2
+    upper = (coarse[..., :, None] * fine[..., None, :]).reshape(*angle.shape[:-1], -1)[..., 1 : half + 1]
+    return np.concatenate([upper, upper[..., ::-1].conj()], axis=-1)
+
+
+def estimate_delay(response: np.ndarray, waveform: WaveformSpec, *, limit: float) -> np.ndarray:
+    """Maximum-likelihood delay of a channel that is flat but for the delay, with a phase of its own at each antenna.
+
+    delay = argmax_t sum_n |sum_k H_nk exp(j 2 pi k t / num_subcarriers)|^2,   |t| <= limit
+
+    Its variance reaches the Cramer-Rao bound (num_subcarriers / 2 pi)^2 / (2 snr sum_k k^2) with snr summed over
+    antennas: a maximum on a grid of quarter samples, then Newton's steps.
+
+    Args:
+        response: H, shape [..., num_antennas, num_active].
+        waveform: numerology.
+        limit: largest delay that is looked for, samples.
+
+    Returns:
+        samples, shape [...].
+
+    Reference:
+        S. Kay, "Fundamentals of Statistical Signal Processing: Estimation Theory", 1993, example 3.13.
+    """
+    response = np.asarray(response, dtype=np.complex64)
+    half, size = waveform.num_active // 2, 4 * waveform.num_subcarriers
+    reach = min(int(4 * limit), size // 2 - 1)
+    # [..., num_antennas, 4 num_subcarriers]
+    grid = np.zeros((*response.shape[:-1], size), np.complex64)
+    grid[..., 1 : half + 1], grid[..., size - half :] = response[..., :half], response[..., half:]
+    profile = np.square(np.abs(scipy.fft.ifft(grid, overwrite_x=True))).sum(axis=-2)
+    # [..., 2 reach + 1]
+    near = np.concatenate([profile[..., size - reach :], profile[..., : reach + 1]], axis=-1)
+    lag = (np.argmax(near, axis=-1) - reach) / 4.0
+    # radians per sample of delay, [num_active]
+    slope = 2 * np.pi / waveform.num_subcarriers * _subcarriers(waveform)
+    for _ in range(3):
+        # [..., num_antennas, num_active]
+        turned = response * delay_response(lag, waveform).conj()[..., None, :]
+        total, first, second = turned.sum(-1), 1j * (turned @ slope), -(turned @ slope**2)
+        gradient = np.sum((total.conj() * first).real, axis=-1)
+        curvature = np.sum(np.abs(first) ** 2 + (total.conj() * second).real, axis=-1)
+        step = np.divide(-gradient, curvature, out=np.zeros_like(gradient), where=curvature < 0)
+        lag = lag + np.clip(step, -0.25, 0.25)
+    return np.clip(lag, -limit, limit)
+
+
+def estimate_rotation(blocks: np.ndarray) -> float:
+    """Maximum-likelihood phase advance from one repeated block to the next, through an unknown channel.
+
+    w = argmax sum_i |sum_b Y_b[i] exp(-j w b)|^2, i over antennas and subcarriers: each block is the one before it,
+    turned by w, and noise.
+
+    Args:
+        blocks: the same symbols received again and again, shape [num_antennas, num_blocks, num_active].
+
+    Returns:
+        radians in [-pi, pi].
+
+    Raises:
+        ValueError: fewer than two blocks.
+
+    Reference:
+        M. Luise, R. Reggiannini, "Carrier frequency recovery in all-digital modems for burst-mode transmissions",
+        IEEE Trans. Commun. 1995, for the correlations over all lags.
+    """
+    blocks = np.asarray(blocks)
+    count = blocks.shape[-2]
+    if count < 2:
+        raise ValueError("the rotation of one block is unknown; give two or more")
+    # [num_blocks, num_blocks]
+    gram = np.einsum("nbk,nck->bc", blocks.conj(), blocks, dtype=np.complex128)
+    # sum of the products of blocks that lie 1, 2, ... apart, [num_blocks - 1]
+    lags = np.arange(1, count)
+    correlation = np.array([np.trace(gram, offset=int(lag)) for lag in lags])
+    angles = np.linspace(-np.pi, np.pi, 16 * count, endpoint=False)
+    likelihood = (np.exp(-1j * np.outer(angles, lags)) @ correlation).real
+    angle = float(angles[np.argmax(likelihood)])
+    for _ in range(4):
+        turned = correlation * np.exp(-1j * angle * lags)
+        curvature = -float(lags**2 @ turned.real)
+        if curvature >= 0:
+            break
+        angle -= float(lags @ turned.imag) / curvature
+    return float(np.angle(np.exp(1j * angle)))
+
+
+def _subcarriers(waveform: WaveformSpec) -> np.ndarray:
+    """Indices of the active subcarriers, in the order of `testbed.phy.ofdm.modulate`."""
+    half = waveform.num_active // 2
+    return np.concatenate([np.arange(1, half + 1), np.arange(-half, 0)])

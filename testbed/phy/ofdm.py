@@ -29,6 +29,15 @@ def num_symbols_of(num_values: int) -> int:
     return -(-num_values // 2)
 
 
+def body_middle(waveform: WaveformSpec) -> float:
+    """Where the middle of a block's body lies at level symbols, in elements after the block's first.
+
+    The whole block, prefix included, lasts num_active elements: num_active (prefix + size / 2) / (prefix + size).
+    """
+    size, prefix = waveform.num_subcarriers, waveform.cyclic_prefix
+    return waveform.num_active * (prefix + size / 2) / (prefix + size)
+
+
 def in_band_noise_w(noise_w: float, waveform: WaveformSpec) -> float:
     """Noise power of one demodulated symbol for white noise of `noise_w` per sample.
 
@@ -181,3 +190,69 @@ def unpack_values(symbols: np.ndarray, num_values: int) -> np.ndarray:
         raise ValueError(f"{num_values} values need {needed} symbols, {symbols.shape[-1]} are given")
     scaled = np.multiply(symbols[..., :needed], np.float32(math.sqrt(2.0)), dtype=np.complex64)
     return scaled.view(np.float32)[..., :num_values]
+
+
+def window_advance(waveform: WaveformSpec) -> int:
+    """Samples by which a coherent receiver begins its FFT window inside the prefix: a quarter of it.
+
+    A signal up to this much early, or up to the rest of the prefix late, is still read without inter-symbol
+    interference. Soundings and data use the same advance, so a measured response holds for the data.
+    """
+    return waveform.cyclic_prefix // 4
+
+
+def demodulate_at(
+    samples: np.ndarray, starts: np.ndarray, waveform: WaveformSpec, *, advance: int = 0, cfo: float = 0.0
+) -> np.ndarray:
+    """Read the blocks that begin at given samples, with the FFT window advanced into the prefix.
+
+    X_k = sqrt(num_active / num_subcarriers) exp(j 2 pi k advance / num_subcarriers) FFT(x exp(-j 2 pi cfo t)), unitary,
+    t counting from the first of `samples`: the known phase of the advance is taken out.
+
+    Args:
+        samples: shape [..., num_samples].
+        starts: index of the first sample of each block's prefix, shape [num_blocks].
+        waveform: numerology.
+        advance: samples by which the window begins before the prefix ends.
+        cfo: carrier offset to take out, cycles per sample.
+
+    Returns:
+        shape [..., num_blocks, num_active], complex64.
+
+    Raises:
+        ValueError: a block lies outside the samples, or the advance outside the prefix.
+    """
+    size, half, prefix = waveform.num_subcarriers, waveform.num_active // 2, waveform.cyclic_prefix
+    samples, starts = np.asarray(samples), np.asarray(starts, dtype=np.int64)
+    if not 0 <= advance <= prefix:
+        raise ValueError(f"advance = {advance} lies outside the prefix of {prefix} samples")
+    symbols = np.empty((*samples.shape[:-1], len(starts), waveform.num_active), np.complex64)
+    if not len(starts):
+        return symbols
+    first = starts + (prefix - advance)
+    if first.min() < 0 or first.max() + size > samples.shape[-1]:
+        raise ValueError(
+            f"OFDM blocks from sample {starts.min()} to {starts.max()} lie outside {samples.shape[-1]} samples"
+        )
+    amplitude = math.sqrt(waveform.num_active / size)
+    bins = np.concatenate([np.arange(1, half + 1), np.arange(-half, 0)])
+    # [num_active]
+    turn = (amplitude * np.exp(2j * np.pi / size * bins * advance)).astype(np.complex64)
+    tone = np.exp(-2j * np.pi * cfo * np.arange(size)).astype(np.complex64)
+    # [..., num_samples - num_subcarriers + 1, num_subcarriers], without a copy
+    windows = np.lib.stride_tricks.sliding_window_view(samples, size, axis=-1)
+    step = 2048  # blocks at once: the copies stay small
+    for begin in range(0, len(starts), step):
+        part = slice(begin, begin + step)
+        # [..., step, num_subcarriers]
+        taken = windows[..., first[part], :].astype(np.complex64, copy=False)
+        if cfo:
+            taken *= tone
+        grid = scipy.fft.fft(taken, norm="ortho", overwrite_x=True)
+        symbols[..., part, :half] = grid[..., 1 : half + 1]
+        symbols[..., part, half:] = grid[..., size - half :]
+        if cfo:
+            phase = np.exp(-2j * np.pi * (cfo * first[part] % 1.0)).astype(np.complex64)
+            symbols[..., part, :] *= phase[:, None]
+        symbols[..., part, :] *= turn
+    return symbols

@@ -3,7 +3,13 @@ import pytest
 
 from testbed.core.bench import WaveformSpec
 from testbed.phy import ofdm
-from testbed.phy.estimate import estimate_channel, pilot_symbols
+from testbed.phy.estimate import (
+    delay_response,
+    estimate_channel,
+    estimate_delay,
+    estimate_rotation,
+    pilot_symbols,
+)
 
 WAVEFORM = WaveformSpec(num_subcarriers=64, num_active=48, cyclic_prefix=16)
 
@@ -45,3 +51,71 @@ def test_what_gives_no_estimate_is_refused(count, power_w):
     pilots = pilot_symbols(1, WAVEFORM)
     with pytest.raises(ValueError, match="no estimate"):
         estimate_channel(np.zeros((2, count)), pilots[: max(count, 1)] if count < 2 else pilots, power_w)
+
+
+FULL = WaveformSpec()
+SUBCARRIERS = np.concatenate([np.arange(1, 97), np.arange(-96, 0)])
+
+
+def noise(generator: np.random.Generator, *shape: int) -> np.ndarray:
+    """Circular Gaussian of unit power."""
+    return generator.standard_normal((*shape, 2)) @ np.array([1, 1j]) / np.sqrt(2)
+
+
+def test_the_response_of_a_delay_is_a_linear_phase():
+    delay = np.array([[0.0, 1.5], [-3.25, 63.9]])
+    expected = np.exp(-2j * np.pi * delay[..., None] * SUBCARRIERS / 256)
+    response = delay_response(delay, FULL)
+    assert response.shape == (2, 2, 192)
+    np.testing.assert_allclose(response, expected, atol=2e-6)
+    odd = WaveformSpec(num_subcarriers=64, num_active=50, cyclic_prefix=0)
+    bins = np.concatenate([np.arange(1, 26), np.arange(-25, 0)])
+    np.testing.assert_allclose(delay_response(2.0, odd), np.exp(-2j * np.pi * 2 * bins / 64), atol=1e-6)
+
+
+def test_a_whole_delay_of_samples_is_the_response_of_that_delay():
+    sent = ofdm.modulate(pilot_symbols(1, FULL), FULL)
+    received = ofdm.demodulate(np.concatenate([np.zeros(7), sent])[:320], FULL)
+    np.testing.assert_allclose(received * pilot_symbols(1, FULL).conj(), delay_response(7.0, FULL), atol=1e-4)
+
+
+@pytest.mark.parametrize("num_antennas", [1, 3])
+def test_the_error_of_the_delay_reaches_the_cramer_rao_bound(num_antennas):
+    generator = np.random.default_rng(11)
+    num_draws, snr = 3000, 1.0
+    delay = generator.uniform(-40, 40, num_draws)
+    gain = np.exp(2j * np.pi * generator.uniform(size=(num_draws, num_antennas, 1)))
+    response = gain * delay_response(delay, FULL)[:, None] + noise(generator, num_draws, num_antennas, 192)
+    error = estimate_delay(response, FULL, limit=64) - delay
+    bound = (256 / (2 * np.pi)) ** 2 / (2 * snr * num_antennas * np.sum(SUBCARRIERS.astype(float) ** 2))
+    # the ratio's own standard deviation is sqrt(2 / 3000) = 2.6 %; at 0 dB the estimate lies a little above the bound
+    assert 0.92 < np.mean(error**2) / bound < 1.12
+    assert abs(error.mean()) < 4 * np.sqrt(bound / num_draws)
+
+
+def test_delays_are_looked_for_up_to_the_limit_only():
+    response = delay_response(np.array([20.0, -20.0]), FULL)[:, None]
+    np.testing.assert_allclose(estimate_delay(response, FULL, limit=64), [20.0, -20.0], atol=1e-4)
+    assert np.all(np.abs(estimate_delay(response, FULL, limit=4)) <= 4)
+
+
+@pytest.mark.parametrize("num_blocks", [2, 3, 8])
+def test_the_error_of_the_rotation_reaches_the_cramer_rao_bound(num_blocks):
+    generator = np.random.default_rng(12)
+    num_antennas, snr, errors = 2, 10.0, []
+    for _ in range(400):
+        angle = generator.uniform(-np.pi, np.pi)
+        # a channel of its own on every subcarrier
+        channel = noise(generator, num_antennas, 1, 192)
+        channel *= np.sqrt(snr * channel.size / np.vdot(channel, channel).real)
+        turn = np.exp(1j * angle * np.arange(num_blocks))[:, None]
+        blocks = channel * turn + noise(generator, num_antennas, num_blocks, 192)
+        errors.append(np.angle(np.exp(1j * (estimate_rotation(blocks) - angle))))
+    bound = 6 / (snr * num_antennas * 192 * num_blocks * (num_blocks**2 - 1))
+    # the ratio's own standard deviation is sqrt(2 / 400) = 7 %
+    assert 0.75 < np.mean(np.square(errors)) / bound < 1.3
+
+
+def test_a_single_block_does_not_tell_a_rotation():
+    with pytest.raises(ValueError, match="two or more"):
+        estimate_rotation(np.ones((1, 1, 48)))

@@ -50,6 +50,22 @@ def max_min_combiner(channel: np.ndarray) -> np.ndarray:
     return combiners[int(np.argmax(weakest))]
 
 
+def dominant(response: np.ndarray) -> np.ndarray:
+    """One flat channel that stands for a frequency-selective one: its strongest direction over the array.
+
+    h_m = sigma_1 u_1 / sqrt(S) of the singular value decomposition of H_m, shape [num_antennas, S]
+
+    Args:
+        response: shape [num_antennas, num_nodes, num_active].
+
+    Returns:
+        shape [num_antennas, num_nodes], complex128; a flat channel comes back up to each node's phase.
+    """
+    # [num_nodes, num_antennas, num_active]
+    left, strength, _ = np.linalg.svd(np.moveaxis(np.asarray(response, np.complex128), 1, 0), full_matrices=False)
+    return (left[:, :, 0] * (strength[:, :1] / np.sqrt(response.shape[-1]))).T
+
+
 def _serve_two(channel: np.ndarray) -> np.ndarray:
     first, second = channel.T
     power = np.sum(np.abs(channel) ** 2, axis=0)

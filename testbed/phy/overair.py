@@ -2,88 +2,21 @@
 
 Every node m sends b_m s_m[i] at once; the array hears y[i] = sum_m h_m b_m s_m[i] + n[i] and forms the mean of the
 updates from f^H y. Under uniform forcing f^H h_m b_m = sqrt(eta) D_m nu_m for every node, so the mean is unbiased.
+`testbed.phy.precoding` chooses the b_m, `testbed.phy.frames` carries the symbols.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
 from typing import Literal
 
 import numpy as np
 
-from testbed.core.bench import WaveformSpec
 from testbed.phy.combiner import max_min_combiner
-from testbed.phy.ofdm import demodulate, modulate, num_symbols_of, pack_values, unpack_values
+from testbed.phy.ofdm import num_symbols_of, pack_values, unpack_values
+from testbed.phy.precoding import Forcing, uniform_forcing
 
-__all__ = [
-    "Forcing",
-    "aggregation_mse",
-    "decode",
-    "encode",
-    "max_min_combiner",
-    "uniform_forcing",
-]
-
-
-@dataclass(frozen=True)
-class Forcing:
-    """Transmit coefficients that align all nodes at the combiner.
-
-    Attributes:
-        precoder: b_m, square-root watts, shape [num_nodes], complex128.
-        scale: sqrt(eta).
-        power_w: |b_m|^2, shape [num_nodes].
-    """
-
-    precoder: np.ndarray
-    scale: float
-    power_w: np.ndarray
-
-
-def uniform_forcing(
-    channel: np.ndarray, combiner: np.ndarray, weight: np.ndarray, std: np.ndarray, max_power_w: np.ndarray
-) -> Forcing:
-    """Zero-forcing transmit coefficients with the largest scale that respects every power limit.
-
-    b_m = sqrt(eta) D_m nu_m / (f^H h_m),   eta = min_m P_m |f^H h_m|^2 / (D_m nu_m)^2
-
-    The bottleneck node sends at its limit. A node whose update is constant (nu_m = 0, or D_m = 0) has nothing to
-    send: its coefficient is 0 and it does not bound eta; its mean still counts in `decode`. If that holds for all,
-    eta is that of unit D_m nu_m.
-
-    Args:
-        channel: h_m, shape [num_antennas, num_nodes].
-        combiner: f, unit norm, shape [num_antennas].
-        weight: D_m, shape [num_nodes].
-        std: nu_m, standard deviation of each update's values, shape [num_nodes].
-        max_power_w: P_m, watts, shape [num_nodes].
-
-    Returns:
-        coefficients, scale and powers.
-
-    Raises:
-        ValueError: the combiner does not hear a node that has something to send, or a weight or standard deviation
-            is negative.
-
-    Reference:
-        X. Cao, G. Zhu, J. Xu, K. Huang, "Optimized power control for over-the-air computation in fading channels",
-        2020; F. Moradi Kalarde, B. Liang, M. Dong et al., "Joint receive beamforming and device selection in
-        federated learning with over-the-air aggregation", 2023.
-    """
-    # [num_nodes]
-    gain = np.asarray(combiner).conj() @ np.asarray(channel, dtype=np.complex128)
-    loudness = np.asarray(weight, dtype=np.float64) * np.asarray(std, dtype=np.float64)
-    limit_w = np.broadcast_to(np.asarray(max_power_w, dtype=np.float64), loudness.shape)
-    if np.any(loudness < 0):
-        raise ValueError("weights and standard deviations cannot be negative")
-    sends = loudness > 0
-    if np.any(sends & (np.abs(gain) == 0.0)):
-        deaf = np.flatnonzero(sends & (np.abs(gain) == 0.0)).tolist()
-        raise ValueError(f"the combiner does not hear the nodes with index {deaf}; leave them out or choose another")
-    bounds = sends if np.any(sends) else np.ones_like(sends)
-    scale = float(np.sqrt(np.min(limit_w[bounds] * (np.abs(gain) / np.where(sends, loudness, 1.0))[bounds] ** 2)))
-    precoder = np.where(sends, scale * loudness / np.where(sends, gain, 1.0), 0.0)
-    return Forcing(precoder=precoder, scale=scale, power_w=np.abs(precoder) ** 2)
+__all__ = ["Forcing", "aggregation_mse", "max_min_combiner", "mean_of", "symbols_of", "uniform_forcing"]
 
 
 def aggregation_mse(
@@ -108,66 +41,84 @@ def aggregation_mse(
     return error if convention == "iq" else error / 2
 
 
-def encode(update: np.ndarray, mean: float, std: float, precoder: complex, waveform: WaveformSpec) -> np.ndarray:
-    """What a node transmits.
+def symbols_of(update: np.ndarray, mean: float, std: float, first: int = 0, count: int | None = None) -> np.ndarray:
+    """The unit-power symbols of a part of an update.
 
-    x = OFDM(b * pack((g - mean) / std))
+    s[i] = (v[2i] + j v[2i+1]) / sqrt(2),   v = (g - mean) / std
 
     Args:
         update: g, shape [num_values].
         mean: subtracted from every value.
-        std: divisor; 0 says that the update is constant, and the burst is silence of the same length.
-        precoder: b, square-root watts.
-        waveform: numerology.
+        std: divisor; 0 says that the update is constant, and the symbols are zero.
+        first: symbol to begin with.
+        count: how many; all that follow if None.
 
     Returns:
-        samples in square-root watts, shape [burst_length(num_symbols_of(num_values))], complex64.
+        shape [count], complex64.
     """
-    update = np.asarray(update, dtype=np.float32)
+    total = num_symbols_of(len(update))
+    last = total if count is None else min(first + count, total)
+    part = np.asarray(update[2 * first : 2 * last], dtype=np.float32)
     if std > 0:
-        normal = (update - np.float32(mean)) * np.float32(1.0 / std)
+        normal = (part - np.float32(mean)) * np.float32(1.0 / std)
     else:
-        normal = np.zeros_like(update)
-    return modulate(pack_values(normal) * np.complex64(precoder), waveform)
+        normal = np.zeros_like(part)
+    return pack_values(normal)
 
 
-def decode(
-    samples: np.ndarray,
-    combiner: np.ndarray,
+def mean_of(
+    symbols: np.ndarray,
+    *,
     scale: float,
     weights: np.ndarray,
     means: np.ndarray,
     num_values: int,
-    waveform: WaveformSpec,
+    share: np.ndarray | None = None,
 ) -> np.ndarray:
-    """The mean of the updates, from what the antennas heard.
+    """The mean of the updates, from the array output's symbols.
 
-    g = (1 / D_S) (Re/Im{f^H y} / sqrt(eta) + sum_m D_m mean_m)
-
-    Antennas are combined before the FFT, so only one stream is demodulated.
+    g = (1 / D_S) (Re/Im{f^H y} / (sqrt(eta) c_k) + sum_m D_m mean_m)
 
     Args:
-        samples: y, shape [num_antennas, num_samples], complex64, from the first sample of the burst on.
-        combiner: f, shape [num_antennas].
+        symbols: f^H y, shape [num_symbols], complex64.
         scale: sqrt(eta); positive.
         weights: D_m of the nodes that sent, shape [num_nodes].
         means: what each node subtracted, shape [num_nodes].
         num_values: length of the update.
-        waveform: numerology.
+        share: c_k, the part of the weights that sends on each active subcarrier, shape [num_active]; where it is 0
+            nobody sends and the value is the mean alone. All ones if None.
 
     Returns:
         estimate of sum_m D_m g_m / D_S, shape [num_values], float32.
 
     Raises:
-        ValueError: there are fewer samples than the update needs.
+        ValueError: there are fewer symbols than the update needs.
     """
     weights = np.asarray(weights, dtype=np.float64)
     total = float(np.sum(weights))
-    # fold 1 / (sqrt(eta) D_S) into the combiner: one pass over the samples
-    receive = (np.asarray(combiner).conj() / (scale * total)).astype(np.complex64)
-    # [num_samples]
-    combined = receive @ samples
+    factor = 1.0 / (scale * total)
+    if share is None:
+        scaled = np.multiply(symbols, np.float32(factor), dtype=np.complex64)
+    else:
+        share = np.asarray(share, dtype=np.float64)
+        gains = np.divide(factor, share, out=np.zeros_like(share), where=share > 0).astype(np.float32)
+        scaled = np.multiply(symbols, np.resize(gains, len(symbols)), dtype=np.complex64)
     # [num_values]
-    values = unpack_values(demodulate(combined, waveform, num_symbols_of(num_values)), num_values)
+    values = unpack_values(scaled, num_values)
     values += np.float32(weights @ np.asarray(means, dtype=np.float64) / total)
     return values
+
+
+def pilot_reference(scale: float, weights: np.ndarray, stds: np.ndarray) -> float:
+    """Amplitude of the aligned nodes' pilots after combining: A = sqrt(eta) sum_m D_m nu_m.
+
+    Args:
+        scale: sqrt(eta).
+        weights: D_m of the nodes that sent, shape [num_nodes].
+        stds: nu_m, shape [num_nodes].
+
+    Returns:
+        square-root watts; 0 where nobody has anything to send.
+    """
+    reference = scale * float(np.dot(weights, stds))
+    return reference if math.isfinite(reference) else 0.0

@@ -55,12 +55,12 @@ class AirHub:
 
     Args:
         nodes: who may radiate.
-        sample_rate_hz: of all radios.
+        elements_per_second: of all bursts: the sample rate, or what `WaveformSpec.elements_per_second` says.
     """
 
-    def __init__(self, nodes: Iterable[str], sample_rate_hz: float) -> None:
+    def __init__(self, nodes: Iterable[str], elements_per_second: float) -> None:
         self._nodes = frozenset(nodes)
-        self._sample_rate_hz = sample_rate_hz
+        self._elements_per_second = elements_per_second
         self._lock = threading.Lock()
         self._bursts: dict[str, list[Burst]] = {}
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -89,7 +89,7 @@ class AirHub:
             bursts with at least one sample inside.
         """
         self.drop_until(at_s)
-        end_s = at_s + num_samples / self._sample_rate_hz
+        end_s = at_s + num_samples / self._elements_per_second
         with self._lock:
             found = [burst for node in sorted(self._bursts) for burst in self._bursts[node]]
         return [burst for burst in found if burst.at_s < end_s]
@@ -112,7 +112,7 @@ class AirHub:
             self._bursts.clear()
 
     def _end_s(self, burst: Burst) -> float:
-        return burst.at_s + burst.samples.size / self._sample_rate_hz
+        return burst.at_s + burst.samples.size / self._elements_per_second
 
     def _take(self, frames: Sequence[Any]) -> str | None:
         """Store a post; what is wrong with it, if anything."""

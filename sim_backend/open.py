@@ -12,6 +12,7 @@ import numpy as np
 
 from drivers.zmq_link import ZmqLink
 from sim_backend.air import AirHub, AirPort
+from sim_backend.capabilities import check_level
 from sim_backend.clock import VirtualClock
 from sim_backend.fleet import NodeProcesses, num_processes
 from sim_backend.meter import SimMeter
@@ -41,21 +42,24 @@ def open_bench(bench: BenchSpec, *, seed: int, folder: Path, node_processes: int
         the controller's devices; where processes were started, every node is connected.
 
     Raises:
-        ConfigError: an antenna's home is beyond the end stops of its stage.
+        ConfigError: an antenna's home is beyond the end stops of its stage, or an impairment needs samples and the
+            waveform has none.
         DeviceError: a node process ended early.
         LinkTimeout: a node did not connect.
     """
+    check_level(bench)
     with contextlib.ExitStack() as opened:
         # closed in the opposite order, each whatever happens to the others
         clock = VirtualClock()
-        hub = AirHub(bench.node_names, bench.sample_rate_hz)
+        hub = AirHub(bench.node_names, bench.waveform.elements_per_second(bench.sample_rate_hz))
         opened.callback(hub.close)
         nodes = NodeProcesses(folder)
         opened.callback(nodes.stop)
         link = ZmqLink(bench.link.listen)
         opened.callback(link.close)
         stages = _open_stages(bench, clock)
-        radio = SimReceiver(bench, world=World(bench, seed), hub=hub, positions_m=lambda: _positions_m(bench, stages))
+        world = World(bench, seed)
+        radio = SimReceiver(bench, world=world, hub=hub, positions_m=lambda: _positions_m(bench, stages), seed=seed)
         opened.callback(radio.close)
         opened.callback(radio.mute)
         for stage in stages:
@@ -71,7 +75,7 @@ def open_bench(bench: BenchSpec, *, seed: int, folder: Path, node_processes: int
             stages=stages,
             link=link,
             clock=clock,
-            node_devices={"air": hub.address},
+            node_devices={"air": hub.address, "seed": seed},
             close=opened.pop_all().close,
         )
 
@@ -82,20 +86,23 @@ def open_node(bench: BenchSpec, node: str, devices: Mapping[str, Any]) -> NodeDe
     Args:
         bench: the bench.
         node: its name.
-        devices: `air`, the address of the medium.
+        devices: `air`, the address of the medium, and `seed`, of the transmit chain.
 
     Returns:
         the node's devices.
 
     Raises:
-        ConfigError: the bench has no such node, or the address is absent.
+        ConfigError: the bench has no such node, the address or the seed is absent, or an impairment needs samples and
+            the waveform has none.
     """
     board = next((board for board in bench.boards if board.name == node), None)
     if board is None:
         raise ConfigError(f"the bench has no node {node!r}", key="nodes", remedy="name the node as the bench file does")
     if not isinstance(devices.get("air"), str):
         raise ConfigError("the address of the simulated medium is absent", key="air")
-    radio = SimTransmitter(bench, node=node, port=AirPort(devices["air"]))
+    if not isinstance(devices.get("seed"), int):
+        raise ConfigError("the seed of the simulated radios is absent", key="seed")
+    radio = SimTransmitter(bench, node=node, port=AirPort(devices["air"]), seed=devices["seed"])
     return NodeDevices(radio=radio, meter=SimMeter(board), close=radio.close)
 
 

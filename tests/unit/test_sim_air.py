@@ -9,7 +9,7 @@ import zmq
 from sim_backend.air import AirHub, AirPort
 from sim_backend.radio import SimReceiver, SimTransmitter
 from sim_backend.world import World
-from testbed.core.bench import AntennaSpec, ArraySpec, BenchSpec, CapabilitiesSpec, NodeSpec, WaveformSpec, WorldSpec
+from testbed.core.bench import AntennaSpec, ArraySpec, BenchSpec, NodeSpec, RadioSpec, WaveformSpec, WorldSpec
 from testbed.core.devices import Radio
 from testbed.core.errors import LimitError, RadioFault
 from testbed.phy import estimate, ofdm
@@ -31,7 +31,7 @@ def bench_with(**world) -> BenchSpec:
         carrier_hz=2.44e9,
         sample_rate_hz=RATE_HZ,
         waveform=WaveformSpec(num_subcarriers=64, num_active=48, cyclic_prefix=16),
-        radio=CapabilitiesSpec(full_duplex=True, timed_tx=False),
+        radio=RadioSpec(full_duplex=True, timed_tx=False, phase_coherent=True),
         array=ARRAY,
         nodes=tuple(NodeSpec(name=name, max_power_dbm=10.0) for name in NODES),
         world=WorldSpec(**world),
@@ -113,6 +113,23 @@ def test_doppler_turns_the_channel_within_a_long_burst(hub, port):
     expected = world.channels(("a",), POSITIONS_M[:1], instants_s)[:, 0, 0]
     # half a chunk of phase error at most
     np.testing.assert_allclose(turned, expected, rtol=2 * np.pi * 2.0 * 4096 / RATE_HZ * 1.01)
+
+
+def test_bursts_of_symbols_follow_each_other_at_their_own_rate():
+    bench = QUIET.model_copy(update={"waveform": WaveformSpec(num_subcarriers=64, num_active=48, level="symbols")})
+    rate_hz = bench.waveform.elements_per_second(RATE_HZ)
+    assert rate_hz == RATE_HZ * 48 / 128
+    hub = AirHub(NODES, rate_hz)
+    port, radio, world = AirPort(hub.address), receiver(hub, bench), World(bench, 1)
+    bursts = {node: normals(index, 4800) for index, node in enumerate(NODES)}
+    radio.arm(3 * 4800, at_s=0.5)
+    for index, node in enumerate(NODES):
+        SimTransmitter(bench, node=node, port=port).transmit(bursts[node], at_s=0.5 + index * 4800 / rate_hz)
+    expected = [np.outer(world.channel(node, POSITIONS_M, 0.5), bursts[node]) for node in NODES]
+    np.testing.assert_allclose(radio.read(), np.hstack(expected), atol=1e-6 * np.abs(expected).max())
+    assert hub.bursts(0.5 + 3 * 4800 / rate_hz, 1) == []
+    port.close()
+    hub.close()
 
 
 def test_two_processes_radiate_at_once(hub):

@@ -1,0 +1,121 @@
+"""The transmitter of a node: posts what it radiates to the simulated medium."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from sim_backend.air import AirPort
+from sim_backend.capabilities import check_level, check_tuning, radio_capabilities
+from sim_backend.transmit_chain import TransmitChain
+from testbed.core.bench import BenchSpec
+from testbed.core.devices import Capabilities
+from testbed.core.errors import LimitError, RadioFault
+from testbed.core.units import dbm_to_w, w_to_dbm
+from testbed.phy.ofdm import body_power_w
+
+_POWER_TOLERANCE = 1e-6
+
+
+class SimTransmitter:
+    """A node's radio: posts what it sends, after its transmit chain, to the medium.
+
+    Args:
+        bench: the bench.
+        node: whose transmitter it is.
+        port: the way to the medium.
+        seed: of the transmit chain.
+
+    Raises:
+        ConfigError: an impairment needs samples and the waveform has none.
+    """
+
+    def __init__(self, bench: BenchSpec, *, node: str, port: AirPort, seed: int = 0) -> None:
+        check_level(bench)
+        index, board = next((index, board) for index, board in enumerate(bench.boards) if board.name == node)
+        self._node = node
+        self._port = port
+        self._waveform = bench.waveform
+        limit_w = min(dbm_to_w(board.max_power_dbm), dbm_to_w(bench.limits.max_power_dbm))
+        self._capabilities = radio_capabilities(bench, num_antennas=0, max_power_w=limit_w)
+        self._chain = TransmitChain(bench, node_index=index, seed=seed, max_power_w=limit_w)
+        self._num_tunings = 0
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What it can do; it does not receive."""
+        return self._capabilities
+
+    def tune(self, *, frequency_hz: float, sample_rate_hz: float) -> None:
+        """Set carrier and sample rate.
+
+        Raises:
+            LimitError: outside the allowed bands, or another sample rate than the bench's.
+        """
+        check_tuning(self._capabilities, frequency_hz, sample_rate_hz)
+        self._num_tunings += 1
+
+    def transmit(self, samples: np.ndarray, *, at_s: float) -> None:
+        """Send one burst, then be mute; returns when the medium has it.
+
+        Args:
+            samples: square-root watts, shape [num_samples], complex64. Average power is that of
+                `testbed.phy.ofdm.body_power_w`, or at level symbols that of all symbols.
+            at_s: instant of the first sample.
+
+        Raises:
+            LimitError: not one row of finite complex64 samples, an average power above the node's limit, or a sample
+                beyond the transmit converter's full scale; nothing is sent.
+            RadioFault: the medium does not answer or refuses the burst.
+        """
+        samples = np.asarray(samples)
+        self._check(samples, at_s)
+        if self._waveform.level == "symbols":
+            self._port.post(self._node, at_s, self._chain.radiate_symbols(samples, at_s, self._num_tunings))
+        else:
+            radiated, begin_s = self._chain.radiate(samples, at_s, self._num_tunings)
+            self._port.post(self._node, begin_s, radiated)
+
+    def arm(self, num_samples: int, *, at_s: float) -> None:
+        """Refused: this radio only transmits.
+
+        Raises:
+            RadioFault: always.
+        """
+        raise RadioFault(f"{self._node}: a node of the simulated bench does not receive")
+
+    def read(self, combiner: np.ndarray | None = None) -> np.ndarray:
+        """Refused: this radio only transmits.
+
+        Raises:
+            RadioFault: always.
+        """
+        raise RadioFault(f"{self._node}: a node of the simulated bench does not receive")
+
+    def mute(self) -> None:
+        """Nothing to do: a burst that was sent ends by itself, and nothing radiates between bursts."""
+
+    def close(self) -> None:
+        """Let go; may be repeated."""
+        self._port.close()
+
+    def _check(self, samples: np.ndarray, at_s: float) -> None:
+        if samples.ndim != 1 or samples.size == 0:
+            raise LimitError(f"{self._node}: a burst is one row of samples; shape {samples.shape} was given")
+        if samples.dtype != np.complex64:
+            raise LimitError(f"{self._node}: a burst is complex64; {samples.dtype} was given")
+        if not np.isfinite(samples).all() or not math.isfinite(at_s):
+            raise LimitError(f"{self._node}: the burst at {at_s} s is not finite")
+        with np.errstate(over="ignore"):
+            if self._waveform.level == "symbols":
+                power_w = float(np.mean(np.square(samples.view(np.float32)), dtype=np.float64)) * 2
+            else:
+                power_w = body_power_w(samples, self._waveform)
+        limit_w = self._capabilities.max_power_w
+        if not power_w <= limit_w * (1 + _POWER_TOLERANCE):
+            raise LimitError(
+                f"{self._node} would transmit {power_w:.6g} W ({w_to_dbm(power_w):.2f} dBm) on average; "
+                f"its limit is {limit_w:.6g} W ({w_to_dbm(limit_w):.2f} dBm)",
+                remedy="the smaller of the node's max_power_dbm and limits.max_power_dbm in the bench file holds",
+            )

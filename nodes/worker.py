@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, assert_never
+from typing import TYPE_CHECKING, Any, TypeAlias, assert_never
 
 import numpy as np
 
+from nodes.uplink import Uplink
 from testbed.core import messages
 from testbed.core.backends import backend, resolve
 from testbed.core.bench import BenchSpec
@@ -15,21 +16,23 @@ from testbed.core.errors import ProtocolError
 from testbed.core.messages import Packet
 from testbed.core.node_devices import NodeDevices
 from testbed.core.specs import JobSpec
-from testbed.phy import estimate, ofdm, overair
+from testbed.phy import sounding
 
 if TYPE_CHECKING:
     from nodes.trainer import Trainer
 
 Say = Callable[[messages.Message, Mapping[str, np.ndarray]], None]
+_Burst: TypeAlias = messages.SendPilots | messages.SendAnalogue | messages.SendSigns | messages.SendPackets
 
 
 @dataclass
 class _Node:
-    """One node of this process: its devices, the published adapter and its own latest update."""
+    """One node of this process: its devices, the published adapter, and its own latest update on its way."""
 
     devices: NodeDevices
     adapter: np.ndarray
-    update: np.ndarray | None = None
+    rate_hz: float
+    uplink: Uplink
 
 
 @dataclass
@@ -58,22 +61,33 @@ class Worker:
             case messages.TrainTask():
                 self._train(request)
             case messages.SendPilots():
-                pilots = estimate.pilot_symbols(request.num_pilots, request.waveform)
-                amplitude = np.float32(np.sqrt(request.power_w))
-                self._transmit(request, ofdm.modulate(amplitude * pilots, request.waveform))
+                self._transmit(request, sounding.build(request.num_pilots, request.waveform, request.power_w))
             case messages.SendAnalogue():
-                samples = overair.encode(
-                    self._update(request.node),
-                    mean=request.mean,
-                    std=request.std,
-                    precoder=complex(*request.precoder),
-                    waveform=request.waveform,
-                )
-                self._transmit(request, samples)
+                rate_hz = self._rate_hz(request)
+                uplink, update = self._uplink(request.node)
+                self._transmit(request, uplink.analogue(update, request, packet.arrays["precoder"], rate_hz))
+            case messages.SendSigns():
+                rate_hz = self._rate_hz(request)
+                uplink, update = self._uplink(request.node)
+                self._transmit(request, uplink.signs(update, request, packet.arrays["precoder"], rate_hz))
+            case messages.SendPackets():
+                rate_hz = self._rate_hz(request)
+                uplink, update = self._uplink(request.node)
+                self._transmit(request, uplink.packets(update, request, packet.arrays["allocation"], rate_hz))
             case messages.SendUpdate():
-                update = self._update(request.node)
-                payload = update.astype(np.float16) if request.bits_per_value == 16 else update
-                self._say(request, messages.Update, {}, {"update": payload})
+                uplink, update = self._uplink(request.node)
+                if request.payload is None:
+                    self._say(request, messages.Update, {}, {"update": update})
+                else:
+                    data = uplink.encoded(update, request.payload, request.transfer)
+                    self._say(request, messages.Update, {}, {"payload": np.frombuffer(data, np.uint8)})
+            case messages.SendResidual():
+                node = self._node(request.node)
+                residual = np.zeros_like(node.adapter) if node.uplink.residual is None else node.uplink.residual
+                self._say(request, messages.Residual, {}, {"residual": residual})
+            case messages.SetResidual():
+                self._node(request.node).uplink.residual = packet.arrays["residual"]
+                self._say(request, messages.Done, {})
             case messages.SetAdapter():
                 self._set_adapter(request.node, packet.arrays["adapter"])
                 self._say(request, messages.Done, {})
@@ -86,6 +100,7 @@ class Worker:
                 | messages.TrainDone()
                 | messages.Sent()
                 | messages.Update()
+                | messages.Residual()
                 | messages.EvaluateDone()
                 | messages.Progress()
                 | messages.Failed()
@@ -96,6 +111,10 @@ class Worker:
                 raise ProtocolError(f"a node cannot answer a {request.kind!r} message")
             case _:
                 assert_never(request)
+
+    def adopt(self, name: str, devices: NodeDevices, adapter: np.ndarray, bench: BenchSpec, uplink: Uplink) -> None:
+        """Work for one more node, with its devices, the published adapter [num_values] and what it has to send."""
+        self._nodes[name] = _Node(devices, adapter, bench.sample_rate_hz, uplink)
 
     def mute(self) -> None:
         """Stop every transmitter of this process; always legal, from any thread."""
@@ -123,11 +142,14 @@ class Worker:
             raise ProtocolError(f"{name} was asked to work before it was configured")
         return self._nodes[name]
 
-    def _update(self, name: str) -> np.ndarray:
-        update = self._node(name).update
-        if update is None:
+    def _uplink(self, name: str) -> tuple[Uplink, np.ndarray]:
+        uplink = self._node(name).uplink
+        if uplink.update is None:
             raise ProtocolError(f"{name} was asked for an update before it trained")
-        return update
+        return uplink, uplink.update
+
+    def _rate_hz(self, request: _Burst) -> float:
+        return request.waveform.elements_per_second(self._node(request.node).rate_hz)
 
     def _configure(self, request: messages.Configure) -> None:
         from nodes.trainer import Trainer
@@ -140,7 +162,8 @@ class Worker:
         if name in self._nodes:
             self._nodes.pop(name).devices.close()
         devices = resolve(backend(request.backend).node)(bench, name, request.devices)
-        self._nodes[name] = _Node(devices, self._trainer.initial)
+        devices.radio.tune(frequency_hz=bench.carrier_hz, sample_rate_hz=bench.sample_rate_hz)
+        self.adopt(name, devices, self._trainer.initial, bench, Uplink())
         self._say(
             request,
             messages.Ready,
@@ -170,7 +193,8 @@ class Worker:
             should_stop=self.should_stop,
         )
         spent = node.devices.meter.end(num_tokens=outcome.num_tokens, cpu_hz=request.cpu_hz)
-        node.update = outcome.vector - node.adapter
+        update = outcome.vector - node.adapter
+        node.uplink.update = update
         self._say(
             request,
             messages.TrainDone,
@@ -179,14 +203,14 @@ class Worker:
                 "loss_last": outcome.loss_last,
                 "loss_mean": outcome.loss_mean,
                 "num_tokens": outcome.num_tokens,
-                "update_mean": float(node.update.mean(dtype=np.float64)),
-                "update_std": float(node.update.std(dtype=np.float64)),
+                "update_mean": float(update.mean(dtype=np.float64)),
+                "update_std": float(update.std(dtype=np.float64)),
                 "seconds": spent.seconds,
                 "joules": spent.joules,
             },
         )
 
-    def _transmit(self, request: messages.SendPilots | messages.SendAnalogue, samples: np.ndarray) -> None:
+    def _transmit(self, request: _Burst, samples: np.ndarray) -> None:
         self._node(request.node).devices.radio.transmit(samples, at_s=request.at_s)
         self._say(
             request,

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from testbed.core.orders import Collect, Evaluate, Move, Order, Publish, Reply, Sound, Together, Train
 from testbed.engine.observe import Observer
-from testbed.report.table import decibels
+from testbed.report.table import decibels, percent
 
 MOST_LINES = 12
 """With more nodes than this, one line stands for all of them."""
@@ -127,7 +127,10 @@ class RunProgress(Observer):
         if row["missing"]:
             parts.append(f"{len(row['missing'])} silent")
         if row["aggregation_error"] is not None:
-            parts.append(f"error {decibels(row['aggregation_error'])} dB")
+            error = row["aggregation_error"]
+            parts.append(f"error {decibels(error)} dB" if error > 0 else "no error")
+        if row.get("vote_error") is not None:
+            parts.append(f"{percent(row['vote_error'])} of the votes wrong")
         self._line("  ".join(parts))
 
     def run_ended(self, summary: Mapping[str, Any]) -> None:

@@ -47,6 +47,12 @@ def run(
     seed: Seed = None,
     set_: Set = None,
     node_processes: Processes = None,
+    capture: Annotated[
+        bool, typer.Option("--capture", help="keep what the receiver hears, as SigMF in the run")
+    ] = False,
+    playback: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="SigMF captures that the receiver hears instead of the air")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run an experiment and print its table."""
@@ -67,6 +73,8 @@ def run(
             backend=backend,
             out=out,
             node_processes=node_processes,
+            capture=capture,
+            playback=playback,
             observer=progress,
         )
 

@@ -13,11 +13,13 @@ from testbed.core.bench import BenchSpec
 from testbed.core.devices import Devices
 from testbed.core.errors import DeviceError, LinkTimeout, ProtocolError
 from testbed.core.messages import Packet
+from testbed.core.orders import Payload
 from testbed.core.specs import JobSpec
 from testbed.engine.observe import Observer
 
 Answer = TypeVar("Answer", bound=messages.Request)
 _NO_ARRAYS: Mapping[str, np.ndarray] = {}
+_NO_REQUEST_ARRAYS: Mapping[str, Mapping[str, np.ndarray]] = {}
 
 
 @dataclass
@@ -79,14 +81,19 @@ class Crew:
             raise DeviceError("no node is connected", remedy="look at the logs of the nodes")
         return found
 
-    def ask(self, requests: Mapping[str, messages.Message], kind: type[Answer]) -> dict[str, Answer]:
-        """One request to each node; the answers of those who gave one.
+    def ask(
+        self,
+        requests: Mapping[str, messages.Message],
+        kind: type[Answer],
+        arrays: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+    ) -> dict[str, Answer]:
+        """One request, with its arrays, to each node; the answers of those who gave one.
 
         Raises:
             BenchError: what a node reported.
             ProtocolError: a node answered something else.
         """
-        return {name: _expect(packet, kind) for name, packet in self._packets(requests).items()}
+        return {name: _expect(packet, kind) for name, packet in self._packets(requests, arrays or {}).items()}
 
     def publish(self, adapter: np.ndarray) -> tuple[str, ...]:
         """Give everybody the adapter, shape [num_values]; the nodes that have it now."""
@@ -96,16 +103,34 @@ class Crew:
         self._behind = set(names) - set(answers)
         return answers
 
-    def fetch(self, bits_per_value: Mapping[str, int]) -> dict[str, np.ndarray]:
-        """The updates of nodes that hold one, shape [num_values] float32 each, over the control link."""
-        answers = self._packets(
-            {
-                name: messages.SendUpdate(node=name, bits_per_value=16 if bits == 16 else 32)
-                for name, bits in bits_per_value.items()
-                if name in self.holding
-            }
-        )
-        return {name: packet.arrays["update"].astype(np.float32, copy=False) for name, packet in answers.items()}
+    def fetch(self, names: Iterable[str]) -> dict[str, np.ndarray]:
+        """The updates of nodes that hold one, as they are, shape [num_values] float32 each, over the control link."""
+        requests: dict[str, messages.Message] = {
+            name: messages.SendUpdate(node=name) for name in names if name in self.holding
+        }
+        return {name: packet.arrays["update"] for name, packet in self._packets(requests).items()}
+
+    def fetch_encoded(self, payloads: Mapping[str, Payload], transfer: int) -> dict[str, bytes]:
+        """The encoded updates of nodes that hold one, over the control link."""
+        requests: dict[str, messages.Message] = {
+            name: messages.SendUpdate(node=name, payload=payload, transfer=transfer)
+            for name, payload in payloads.items()
+            if name in self.holding
+        }
+        return {name: packet.arrays["payload"].tobytes() for name, packet in self._packets(requests).items()}
+
+    def residuals(self, names: Iterable[str]) -> dict[str, np.ndarray]:
+        """What the payloads of connected nodes have left out, shape [num_values] float32 each."""
+        connected = self.devices.link.nodes
+        requests: dict[str, messages.Message] = {
+            name: messages.SendResidual(node=name) for name in sorted(names) if name in connected
+        }
+        return {name: packet.arrays["residual"] for name, packet in self._packets(requests).items()}
+
+    def give_residuals(self, residuals: Mapping[str, np.ndarray]) -> None:
+        """Bring nodes back to what their payloads had left out when the run was cut off."""
+        requests: dict[str, messages.Message] = {name: messages.SetResidual(node=name) for name in residuals}
+        self._packets(requests, {name: {"residual": residual} for name, residual in residuals.items()})
 
     def catch_up(self) -> None:
         """Bring nodes that came back, or missed a broadcast, to the published adapter."""
@@ -131,9 +156,13 @@ class Crew:
             }
         )
 
-    def _packets(self, requests: Mapping[str, messages.Message]) -> dict[str, Packet]:
+    def _packets(
+        self,
+        requests: Mapping[str, messages.Message],
+        arrays: Mapping[str, Mapping[str, np.ndarray]] = _NO_REQUEST_ARRAYS,
+    ) -> dict[str, Packet]:
         return self.devices.link.ask(
-            {name: (message, _NO_ARRAYS) for name, message in requests.items()},
+            {name: (message, arrays.get(name, _NO_ARRAYS)) for name, message in requests.items()},
             timeout_s=self.bench.link.answer_timeout_s,
             progress=self.observer.node_progress,
         )

@@ -25,10 +25,13 @@ from testbed.core.orders import (
     Collected,
     Digital,
     Evaluate,
+    Ideal,
     LocalResult,
+    MajorityVote,
     Move,
     Moved,
     MovedAndTrained,
+    OneBit,
     Order,
     Publish,
     Published,
@@ -40,17 +43,28 @@ from testbed.core.orders import (
     Together,
     Train,
     Trained,
+    Uplink,
 )
 from testbed.core.scheme import Scheme
 from testbed.core.units import dbm_to_w, from_db
 from testbed.engine.config import ExperimentSpec
 from testbed.engine.limits import check_needs, check_order, claimed_capabilities
 from testbed.engine.perform import perform
+from testbed.engine.sums import air_time, num_vote_symbols
 from testbed.lora.llama_layout import llama_layout
-from testbed.phy import budget, ofdm
+from testbed.phy import budget, ofdm, payload
+from testbed.phy import sounding as pilots
+from testbed.phy.coding_schemes import SCHEMES, choose, scheme_named
 
 _BUILTIN = {"builtin:tiny": ("nodes", "builtin/tiny")}
 _BOLTZMANN_J_K = 1.380649e-23
+_MANNER = {
+    Ideal: "over error-free links",
+    Digital: "in packets",
+    Analogue: "as a sum through the air",
+    OneBit: "as one-bit votes through the air",
+    MajorityVote: "as a majority vote through the air",
+}
 
 
 @dataclass(frozen=True)
@@ -78,7 +92,7 @@ def dry_experiment(experiment: ExperimentSpec, scheme: Scheme[Any], bench: Bench
     rng = np.random.default_rng([experiment.seed, 0])
     adapter = Adapter(layout=layout, initial=np.zeros(layout.size, np.float32))
     answerer = DryBench(bench, experiment, layout.size, rng)
-    check_needs(experiment.scheme.name, scheme.needs, claimed_capabilities(bench))
+    check_needs(experiment.scheme.name, scheme.needs, claimed_capabilities(bench), bench)
     steps: list[DryStep] = []
 
     def answer(order: Order) -> Reply:
@@ -119,9 +133,7 @@ def describe(order: Order) -> str:
         case Train(work=work):
             return f"train {len(work)} nodes"
         case Collect(uplinks=uplinks):
-            kind = (
-                "through the air" if any(isinstance(uplink, Analogue) for uplink in uplinks.values()) else "digitally"
-            )
+            kind = next((_MANNER[type(uplink)] for uplink in uplinks.values()), "in no way")
             return f"collect from {len(uplinks)} nodes {kind}"
         case Publish(adapter=adapter):
             return f"publish {adapter.size} values"
@@ -186,16 +198,25 @@ class DryBench:
         )
         amplitude = self.bench.wavelength_m / (4 * np.pi * np.maximum(distance_m, 0.5))
         phase = self.rng.uniform(0, 2 * np.pi, (len(self.bench.array.antennas), len(names)))
+        channel = amplitude * np.exp(1j * phase)
+        # [num_antennas, num_nodes, num_active]
+        response = np.repeat(channel[:, :, None], self.bench.waveform.num_active, axis=2).astype(np.complex64)
         world = self.bench.world
         noise_w = _BOLTZMANN_J_K * world.temperature_k * from_db(world.noise_figure_db) * self.bench.bandwidth_hz
-        seconds = len(names) * budget.pilot_air_time_s(order.num_pilots, self.bench.waveform, self.bench.sample_rate_hz)
+        waveform = self.bench.waveform
+        slot_s = pilots.length(order.num_pilots, waveform) / waveform.elements_per_second(self.bench.sample_rate_hz)
+        seconds = len(names) * slot_s
         joules = sum(dbm_to_w(boards[name].max_power_dbm) for name in names) * seconds / len(names)
         self.note = "channels assumed: free space, random phase"
         return Sounding(
             tuple(names),
-            amplitude * np.exp(1j * phase),
+            channel,
             noise_w,
             self.positions_m,
+            delay_s=np.zeros(len(names)),
+            cfo_hz=np.zeros(len(names)),
+            heard_s=np.zeros(len(names)),
+            response=response if order.per_subcarrier else None,
             spent=Spent(seconds, joules, seconds),
         )
 
@@ -231,23 +252,46 @@ class DryBench:
         return Trained(results, spent=spent)
 
     def _collect(self, order: Collect) -> Collected:
-        mean = np.zeros(self.num_values, np.float32)
-        digital = {name: uplink for name, uplink in order.uplinks.items() if isinstance(uplink, Digital)}
-        if digital:
-            times = {name: u.bits_per_value * self.num_values / u.rate_bit_s for name, u in digital.items()}
-            energy_j = {name: digital[name].power_w * time_s for name, time_s in times.items()}
-            seconds = max(times.values())
-        else:
-            seconds = (
-                ofdm.burst_length(ofdm.num_symbols_of(self.num_values), self.bench.waveform) / self.bench.sample_rate_hz
-            )
-            energy_j = {
-                name: abs(uplink.precoder) ** 2 * seconds
-                for name, uplink in order.uplinks.items()
-                if isinstance(uplink, Analogue)
-            }
+        result = np.zeros(self.num_values, np.float32)
+        waveform, rate_hz = self.bench.waveform, self.bench.waveform.elements_per_second(self.bench.sample_rate_hz)
+        first = next(iter(order.uplinks.values()))
+        match first:
+            case Ideal() | Digital():
+                times = {name: self._parcel_s(uplink) for name, uplink in order.uplinks.items()}
+                self.note = "packets: none is lost" if isinstance(first, Digital) else ""
+            case Analogue() | OneBit():
+                length = air_time(ofdm.num_symbols_of(self.num_values), waveform)
+                times = dict.fromkeys(order.uplinks, length / rate_hz)
+            case MajorityVote():
+                times = dict.fromkeys(order.uplinks, air_time(num_vote_symbols(self.num_values), waveform) / rate_hz)
+            case _:
+                assert_never(first)
+        energy_j = {name: _power_w(uplink) * times[name] for name, uplink in order.uplinks.items()}
+        seconds = max(times.values())
         spent = Spent(seconds, sum(energy_j.values()), seconds)
-        return Collected(mean, dict.fromkeys(digital, mean), energy_j=energy_j, spent=spent)
+        updates = dict.fromkeys(order.uplinks, result) if isinstance(first, Ideal | Digital) else {}
+        return Collected(result, updates, energy_j=energy_j, spent=spent)
+
+    def _parcel_s(self, uplink: Uplink) -> float:
+        """Air time of one node's bytes when nothing is lost."""
+        assert isinstance(uplink, Ideal | Digital)
+        num_bits = 8.0 * payload.num_bytes(uplink.payload, self.num_values)
+        if isinstance(uplink, Ideal):
+            return budget.digital_air_time_s(num_bits, uplink.rate_bit_s)
+        scheme = scheme_named(uplink.scheme) if uplink.scheme else choose(uplink.snr) or SCHEMES[0]
+        waveform = self.bench.waveform
+        prefix = waveform.num_subcarriers / (waveform.num_subcarriers + waveform.cyclic_prefix)
+        return budget.digital_air_time_s(num_bits, scheme.bits_per_symbol * uplink.bandwidth_hz * prefix)
+
+
+def _power_w(uplink: Uplink) -> float:
+    match uplink:
+        case Analogue() | OneBit():
+            return float(np.mean(np.abs(uplink.precoder) ** 2))
+        case Ideal() | Digital() | MajorityVote():
+            return uplink.power_w
+        case _:
+            assert_never(uplink)
 
 
 def _model_config(base: str) -> dict[str, Any]:

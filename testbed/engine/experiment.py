@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import load_file, save_file
 
 from testbed.core.adapter import Adapter
+from testbed.core.backends import CAPTURE, PLAYBACK, resolve
 from testbed.core.backends import backend as backend_of
-from testbed.core.backends import resolve
 from testbed.core.bench import BenchSpec
 from testbed.core.devices import Devices
 from testbed.core.errors import BenchError, ConfigError, ReplayDeparture
@@ -24,7 +25,7 @@ from testbed.core.specs import JobSpec
 from testbed.engine.config import ExperimentSpec, build_scheme, config_sha256
 from testbed.engine.crew import Crew
 from testbed.engine.limits import check_needs, claimed_capabilities
-from testbed.engine.live import Live
+from testbed.engine.live import Live, antenna_positions_m
 from testbed.engine.observe import Observer
 from testbed.engine.perform import Answerer, Replay, perform
 from testbed.engine.provenance import commit, versions
@@ -33,6 +34,8 @@ from testbed.engine.rounds import round_row, summarise
 from testbed.engine.run_adapter import compare_stored, read_start, write_start
 from testbed.engine.signals import signals_interrupt, signals_wait
 from testbed.lora.peft_folder import save_adapter
+
+_RESIDUALS = "residuals.safetensors"
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,10 @@ class _Play:
         row = round_row(index, steps, figures)
         self.rows.append(row)
         if self.recorder is not None:
-            save_adapter(self.recorder.folder / "adapters" / f"round-{index:03d}", self.adapter, self.vector)
+            folder = self.recorder.folder / "adapters" / f"round-{index:03d}"
+            save_adapter(folder, self.adapter, self.vector)
+            if residuals := answerer.residuals():
+                save_file(residuals, folder / _RESIDUALS)
             self.recorder.round(row)
         self.observer.round_ended(row)
 
@@ -119,6 +125,8 @@ def run_experiment(
     backend: str,
     out: Path,
     node_processes: int | None = None,
+    capture: bool = False,
+    playback: Path | None = None,
     observer: Observer | None = None,
 ) -> RunResult:
     """Run an experiment from its start.
@@ -127,6 +135,8 @@ def run_experiment(
         backend: who plays the devices, see `testbed.core.backends.BACKENDS`.
         out: the run folder is made inside.
         node_processes: processes that share the simulated nodes; one for each core if None.
+        capture: keep every capture of the receiver as SigMF, in `captures` inside the run folder.
+        playback: SigMF folder whose captures the receiver hears instead of the air.
 
     Returns:
         the finished run, status done or budget.
@@ -136,20 +146,23 @@ def run_experiment(
         KeyboardInterrupt: after everything is still and mute; the summary says interrupted.
     """
     backend_of(backend)
-    check_needs(experiment.scheme.name, scheme.needs, claimed_capabilities(bench))
+    check_needs(experiment.scheme.name, scheme.needs, claimed_capabilities(bench), bench)
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     folder = create_folder(out, experiment.name, stamp)
     start: dict[str, Any] = {
         "format": FORMAT,
         "began": stamp,
         "backend": backend,
+        "capture": capture,
+        "playback": None if playback is None else str(playback),
         "experiment": experiment.model_dump(mode="json"),
         "bench": bench.model_dump(mode="json"),
         "versions": versions(),
         "commit": commit(),
     }
     write_json(folder / "start.json", start)
-    return _live(folder, experiment, scheme, bench, backend, node_processes, observer or Observer(), None)
+    swap = _swap(folder, bench, start)
+    return _live(folder, experiment, scheme, bench, backend, node_processes, observer or Observer(), None, swap)
 
 
 def resume_experiment(
@@ -169,7 +182,8 @@ def resume_experiment(
     last = rows[-1]["round"] if rows else -1
     steps = [step for step in read_steps(folder) if step.round_index <= last]
     backend = start["backend"]
-    return _live(folder, experiment, scheme, bench, backend, node_processes, observer or Observer(), (last, steps))
+    done, swap = (last, steps), _swap(folder, bench, start)
+    return _live(folder, experiment, scheme, bench, backend, node_processes, observer or Observer(), done, swap)
 
 
 def replay_experiment(folder: Path, observer: Observer | None = None) -> RunResult:
@@ -215,6 +229,7 @@ def _live(
     node_processes: int | None,
     observer: Observer,
     done: tuple[int, list[Step]] | None,
+    swap: Callable[[Devices], Devices],
 ) -> RunResult:
     facts = _facts(experiment, bench, backend)
     devices: Devices | None = None
@@ -228,7 +243,8 @@ def _live(
             devices = resolve(backend_of(backend).bench)(
                 bench, seed=experiment.seed, folder=folder, node_processes=node_processes
             )
-            check_needs(experiment.scheme.name, scheme.needs, devices.radio.capabilities)
+            devices = swap(devices)
+            check_needs(experiment.scheme.name, scheme.needs, devices.radio.capabilities, bench)
             crew = Crew(devices, bench, backend, _job(experiment, bench), observer)
             live = Live(devices, bench, crew, experiment.audit)
             adapter, fleet = live.prepare()
@@ -282,7 +298,8 @@ def _catch_up(folder: Path, play: _Play, live: Live, last: int, steps: list[Step
         for step in steps:
             reply = step.reply.moved if isinstance(step.reply, MovedAndTrained) else step.reply
             positions = getattr(reply, "positions_m", positions)
-        live.restore(play.vector, positions, steps[-1].clock_s)
+        file = folder / "adapters" / f"round-{last:03d}" / _RESIDUALS
+        live.restore(play.vector, positions, steps[-1].clock_s, load_file(file) if file.is_file() else {})
     else:
         write_start(folder, play.adapter, play.fleet)
     return Recorder(folder, keep_steps=len(steps), keep_rounds=last + 1)
@@ -297,6 +314,24 @@ def _job(experiment: ExperimentSpec, bench: BenchSpec) -> JobSpec:
         data=experiment.data,
         training=experiment.training,
     )
+
+
+def _swap(folder: Path, bench: BenchSpec, start: Mapping[str, Any]) -> Callable[[Devices], Devices]:
+    """Gives the devices a receiver that plays recordings, or one that makes them, as `start.json` says."""
+
+    def swap(devices: Devices) -> Devices:
+        radio = devices.radio
+        if start.get("playback") is not None:
+            radio = resolve(PLAYBACK)(Path(start["playback"]))
+        if start.get("capture"):
+
+            def facts() -> dict[str, Any]:
+                return {"bench": bench.name, "positions_m": antenna_positions_m(devices, bench).tolist()}
+
+            radio = resolve(CAPTURE)(radio, folder / "captures", facts=facts, waveform=bench.waveform)
+        return replace(devices, radio=radio)
+
+    return swap
 
 
 def _facts(experiment: ExperimentSpec, bench: BenchSpec, backend: str) -> dict[str, Any]:

@@ -16,8 +16,12 @@ from testbed.core.orders import (
     Collect,
     Digital,
     Evaluate,
+    Ideal,
+    MajorityVote,
     Move,
+    OneBit,
     Order,
+    Payload,
     Publish,
     Sound,
     Together,
@@ -25,6 +29,10 @@ from testbed.core.orders import (
     Uplink,
 )
 from testbed.core.units import dbm_to_w, w_to_dbm
+from testbed.engine.scheme_names import scheme_class
+from testbed.phy.coding_schemes import SCHEMES
+from testbed.phy.coherence import alternatives, radio_flags, why_not
+from testbed.schemes import SCHEMES as SCHEME_CLASSES
 
 _TOLERANCE = 1e-6
 
@@ -32,7 +40,7 @@ _TOLERANCE = 1e-6
 def claimed_capabilities(bench: BenchSpec) -> Capabilities:
     """What the bench file says of its radios, before any of them is opened."""
     return Capabilities(
-        **bench.radio.model_dump(),
+        **radio_flags(bench),
         num_antennas=len(bench.array.antennas),
         max_power_w=dbm_to_w(bench.limits.max_power_dbm),
         frequencies_hz=bench.limits.frequencies_hz,
@@ -40,15 +48,22 @@ def claimed_capabilities(bench: BenchSpec) -> Capabilities:
     )
 
 
-def check_needs(scheme_name: str, needs: Iterable[str], capabilities: Capabilities) -> None:
-    """Raises ConfigError where the bench's radios lack what a scheme needs."""
+def check_needs(scheme_name: str, needs: Iterable[str], capabilities: Capabilities, bench: BenchSpec) -> None:
+    """Raises ConfigError where the bench's radios lack what a scheme needs, with the reason and the alternatives."""
     lacking = [flag for flag in sorted(needs) if not getattr(capabilities, flag)]
     if lacking:
+        reasons = "; ".join(why_not(bench, flag) for flag in lacking)
         raise ConfigError(
-            f"the scheme {scheme_name} needs radios that are {', '.join(lacking)}, and this bench's are not",
+            f"the scheme {scheme_name} needs radios that are {', '.join(lacking)}, and this bench's are not: {reasons}",
             key="radio",
-            remedy="choose a scheme without that need (testbed schemes), or another bench",
+            remedy=f"{alternatives(bench)}: the schemes {', '.join(possible_schemes(capabilities))}",
         )
+
+
+def possible_schemes(capabilities: Capabilities) -> list[str]:
+    """Schemes that need no more than the radios can do."""
+    can = {flag for flag in Capabilities.FLAGS if getattr(capabilities, flag)}
+    return [name for name in SCHEME_CLASSES if scheme_class(name).needs <= can]
 
 
 def check_order(order: Order, bench: BenchSpec, num_values: int) -> None:
@@ -65,8 +80,8 @@ def check_order(order: Order, bench: BenchSpec, num_values: int) -> None:
     match order:
         case Sound(nodes=nodes, num_pilots=num_pilots):
             _check_names(nodes, bench)
-            if num_pilots < 1:
-                raise LimitError(f"Sound: num_pilots = {num_pilots}; at least one pilot symbol is needed")
+            if num_pilots < 2:
+                raise LimitError(f"Sound: num_pilots = {num_pilots}; at least 2 pilot symbols are needed")
         case Move():
             _check_positions(order.positions_m, bench)
         case Train(work=work):
@@ -148,51 +163,117 @@ def _check_collect(order: Collect, bench: BenchSpec) -> None:
         raise LimitError("Collect: nobody is asked to send")
     kinds = {type(uplink) for uplink in order.uplinks.values()}
     if len(kinds) > 1:
-        raise LimitError("Collect: analogue and digital uplinks cannot be mixed in one order")
+        names = " and ".join(sorted(kind.__name__ for kind in kinds))
+        raise LimitError(f"Collect: {names} uplinks cannot be mixed in one order")
     boards = {board.name: board for board in bench.boards}
     for name, uplink in order.uplinks.items():
-        _check_uplink(name, uplink, min(dbm_to_w(boards[name].max_power_dbm), dbm_to_w(bench.limits.max_power_dbm)))
-    if kinds == {Digital}:
-        total_hz = sum(uplink.bandwidth_hz for uplink in order.uplinks.values() if isinstance(uplink, Digital))
-        if total_hz > bench.bandwidth_hz * (1 + _TOLERANCE):
-            raise LimitError(f"Collect: the shares add up to {total_hz:g} Hz; the band has {bench.bandwidth_hz:g} Hz")
-        return
-    num_antennas = len(bench.array.antennas)
+        limit_w = min(dbm_to_w(boards[name].max_power_dbm), dbm_to_w(bench.limits.max_power_dbm))
+        _check_uplink(name, uplink, limit_w, bench)
+    if kinds <= {Digital, Ideal}:
+        shares_hz = [uplink.bandwidth_hz for uplink in order.uplinks.values() if isinstance(uplink, Digital | Ideal)]
+        if sum(shares_hz) > bench.bandwidth_hz * (1 + _TOLERANCE):
+            raise LimitError(
+                f"Collect: the shares add up to {sum(shares_hz):g} Hz; the band has {bench.bandwidth_hz:g} Hz"
+            )
+        if kinds == {Digital} and bench.waveform.level == "symbols":
+            raise LimitError(
+                "Collect: packets need samples, and waveform.level is symbols",
+                remedy='set waveform.level = "samples" in the bench file, or use error-free links (link = "ideal")',
+            )
+    elif kinds <= {Analogue, OneBit}:
+        _check_combination(order, bench)
+
+
+def _check_combination(order: Collect, bench: BenchSpec) -> None:
+    """Combiner, scale and share of a coherent order."""
+    num_antennas, num_active = len(bench.array.antennas), bench.waveform.num_active
     if order.combiner is None or order.scale is None:
-        raise LimitError("Collect: analogue uplinks need a combiner and a scale")
-    if order.combiner.shape != (num_antennas,) or not np.isfinite(order.combiner).all():
-        raise LimitError(f"Collect: the combiner must be {num_antennas} finite weights, shape [{num_antennas}]")
+        raise LimitError("Collect: uplinks that add up need a combiner and a scale")
+    if order.combiner.shape not in ((num_antennas,), (num_active, num_antennas)):
+        raise LimitError(
+            f"Collect: a combiner of shape {order.combiner.shape}; give [{num_antennas}], or "
+            f"[{num_active}, {num_antennas}] for each subcarrier"
+        )
+    if not np.isfinite(order.combiner).all():
+        raise LimitError("Collect: a combiner weight is not finite")
     if not (np.isfinite(order.scale) and order.scale > 0):
         raise LimitError(f"Collect: scale = {order.scale}; it must be positive and finite")
+    if order.share is not None and (
+        order.share.shape != (num_active,) or not np.isfinite(order.share).all() or (order.share < 0).any()
+    ):
+        raise LimitError(f"Collect: share must hold {num_active} finite weights that are not negative")
 
 
-def _check_uplink(name: str, uplink: Uplink, limit_w: float) -> None:
+def _check_uplink(name: str, uplink: Uplink, limit_w: float, bench: BenchSpec) -> None:
+    numbers: tuple[float, ...]
     match uplink:
         case Analogue():
-            power_w = abs(uplink.precoder) ** 2
-            numbers = (uplink.weight, uplink.mean, uplink.std, power_w)
+            power_w = _precoder_power_w(name, uplink.precoder, bench)
+            numbers = (uplink.weight, uplink.mean, uplink.std, power_w, uplink.cfo_hz, uplink.cfo_from_s)
             if not uplink.std > 0:
                 raise LimitError(f"Collect: {name}: std = {uplink.std}; it must be positive")
-        case Digital():
+            _check_weight(name, uplink.weight)
+        case OneBit():
+            power_w = _precoder_power_w(name, uplink.precoder, bench)
+            numbers = (power_w, uplink.cfo_hz, uplink.cfo_from_s)
+        case MajorityVote():
+            power_w = uplink.power_w
+            numbers = (power_w, uplink.threshold, uplink.cfo_hz)
+            if not uplink.threshold >= 0:
+                raise LimitError(f"Collect: {name}: threshold = {uplink.threshold}; it cannot be negative")
+        case Ideal():
             power_w = uplink.power_w
             numbers = (uplink.weight, uplink.bandwidth_hz, power_w, uplink.rate_bit_s)
-            if not (uplink.bandwidth_hz > 0 and uplink.rate_bit_s > 0):
+            _check_positive(name, bandwidth_hz=uplink.bandwidth_hz, rate_bit_s=uplink.rate_bit_s)
+            _check_payload(name, uplink.payload)
+            _check_weight(name, uplink.weight)
+        case Digital():
+            power_w = uplink.power_w
+            numbers = (uplink.weight, uplink.bandwidth_hz, power_w, uplink.snr, uplink.cfo_hz)
+            _check_positive(name, bandwidth_hz=uplink.bandwidth_hz, max_tries=uplink.max_tries)
+            _check_payload(name, uplink.payload)
+            _check_weight(name, uplink.weight)
+            if uplink.combiner.shape != (len(bench.array.antennas),) or not np.isfinite(uplink.combiner).all():
+                raise LimitError(f"Collect: {name}: the combiner must be {len(bench.array.antennas)} finite weights")
+            known = [scheme.name for scheme in SCHEMES]
+            if uplink.scheme is not None and uplink.scheme not in known:
                 raise LimitError(
-                    f"Collect: {name}: bandwidth {uplink.bandwidth_hz:g} Hz and rate {uplink.rate_bit_s:g} bit/s "
-                    "must be positive"
+                    f"Collect: {name}: there is no coding scheme {uplink.scheme!r}; choose from {', '.join(known)}"
                 )
-            if uplink.bits_per_value not in (16, 32):
-                raise LimitError(f"Collect: {name}: bits_per_value = {uplink.bits_per_value}; choose 16 or 32")
         case _:
             assert_never(uplink)
     if not all(np.isfinite(number) for number in numbers):
         raise LimitError(f"Collect: {name}: a number is not finite: {uplink}")
-    if uplink.weight <= 0:
-        raise LimitError(
-            f"Collect: {name}: weight = {uplink.weight}; a node that shall not count is left out of the order"
-        )
+    if power_w < 0:
+        raise LimitError(f"Collect: {name}: power_w = {power_w:g}; it cannot be negative")
     if power_w > limit_w * (1 + _TOLERANCE):
         raise LimitError(
             f"Collect: {name} would transmit {w_to_dbm(power_w):.2f} dBm; its limit is {w_to_dbm(limit_w):.2f} dBm",
             remedy="the smaller of the node's max_power_dbm and limits.max_power_dbm in the bench file holds",
         )
+
+
+def _precoder_power_w(name: str, precoder: complex | np.ndarray, bench: BenchSpec) -> float:
+    """Average power of symbols of unit power; a precoder for every subcarrier has one weight for each."""
+    weights = np.atleast_1d(np.asarray(precoder))
+    if weights.shape not in ((1,), (bench.waveform.num_active,)):
+        raise LimitError(
+            f"Collect: {name}: a precoder of shape {weights.shape}; give one number, or {bench.waveform.num_active}"
+        )
+    return float(np.mean(np.abs(weights) ** 2))
+
+
+def _check_weight(name: str, weight: float) -> None:
+    if weight <= 0:
+        raise LimitError(f"Collect: {name}: weight = {weight}; a node that shall not count is left out of the order")
+
+
+def _check_positive(name: str, **numbers: float) -> None:
+    for what, value in numbers.items():
+        if not value > 0:
+            raise LimitError(f"Collect: {name}: {what} = {value:g}; it must be positive")
+
+
+def _check_payload(name: str, payload: Payload) -> None:
+    if not 0 < payload.keep <= 1:
+        raise LimitError(f"Collect: {name}: keep = {payload.keep:g}; the share of values that are sent is in (0, 1]")

@@ -22,31 +22,31 @@ from testbed.core.orders import (
     Collected,
     Digital,
     Evaluate,
+    Ideal,
     LocalResult,
+    MajorityVote,
     Move,
     Moved,
     MovedAndTrained,
+    OneBit,
     Order,
     Publish,
     Published,
     Reply,
     Scores,
     Sound,
-    Sounding,
     Spent,
     Together,
     Train,
     Trained,
 )
-from testbed.core.units import dbm_to_w
+from testbed.engine.air import Air
+from testbed.engine.audit import audit
 from testbed.engine.crew import Crew
 from testbed.engine.limits import check_order
-from testbed.lora.aggregate import weighted_mean
-from testbed.phy import estimate, ofdm, overair
-
-_NO_ARRAYS: Mapping[str, np.ndarray] = {}
-_START_DELAY_S = 1e-3
-"""Between an order to transmit and the first sample: time for the order to reach every node."""
+from testbed.engine.parcels import collect_ideal, collect_packets
+from testbed.engine.soundings import sound
+from testbed.engine.sums import collect_mean, collect_signs, collect_votes
 
 
 @dataclass
@@ -66,8 +66,11 @@ class Live:
     audit: bool = True
     round_index: int = 0
     last_audit: dict[str, float] = field(default_factory=dict)
-    _num_values: int = 0
+    num_values: int = 0
+    """Length of the adapter vector, known once the nodes are ready."""
     _num_samples: dict[str, int] = field(default_factory=dict)
+    _transfers: tuple[int, int] = (-1, 0)
+    _feeding_back: set[str] = field(default_factory=set)
 
     # start and resume ------------------------------------------------------------------------------------------------
 
@@ -90,14 +93,26 @@ class Live:
             frozen=ready[first].arrays["frozen"],
             peft_config=facts[first].peft_config,
         )
-        self._num_values = adapter.size
+        self.num_values = adapter.size
         return adapter, Fleet.of(self.bench, self._num_samples)
 
-    def restore(self, adapter: np.ndarray, positions_m: np.ndarray, clock_s: float) -> None:
+    def residuals(self) -> dict[str, np.ndarray]:
+        """What the payloads of nodes with error feedback have left out, shape [num_values] each."""
+        return self.crew.residuals(self._feeding_back) if self._feeding_back else {}
+
+    def restore(
+        self, adapter: np.ndarray, positions_m: np.ndarray, clock_s: float, residuals: Mapping[str, np.ndarray]
+    ) -> None:
         """Continue a recorded run: adapter on the nodes, antennas in place, clock set; the way there is not counted."""
+        self.crew.give_residuals(residuals)
+        self._feeding_back = set(residuals)
         self._publish(Publish(adapter))
         self._move(Move(positions_m))
         self.devices.clock.set(clock_s)
+
+    @property
+    def _air(self) -> Air:
+        return Air(self.bench, self.devices, self.crew)
 
     def now_s(self) -> float:
         """The run's clock."""
@@ -112,12 +127,12 @@ class Live:
             LimitError: the order breaks a limit; nothing moved, nothing radiated.
             DeviceError: a device failed.
         """
-        check_order(order, self.bench, self._num_values)
+        check_order(order, self.bench, self.num_values)
         self.crew.catch_up()
         self.last_audit = {}
         match order:
             case Sound():
-                return self._sound(order)
+                return sound(self._air, order, self.positions_m)
             case Move():
                 return self._move(order)
             case Train():
@@ -137,65 +152,10 @@ class Live:
             case _:
                 assert_never(order)
 
-    def _sound(self, order: Sound) -> Sounding:
-        waveform, rate_hz = self.bench.waveform, self.bench.sample_rate_hz
-        asked = order.nodes or self.bench.node_names
-        names = self.crew.present(asked)
-        pilots = estimate.pilot_symbols(order.num_pilots, waveform)
-        slot = ofdm.burst_length(pilots.size, waveform)
-        start_s = self.devices.clock.now_s() + _START_DELAY_S
-        boards = {board.name: board for board in self.bench.boards}
-        powers = {name: dbm_to_w(boards[name].max_power_dbm) for name in names}
-        requests: dict[str, messages.Message] = {
-            name: messages.SendPilots(
-                node=name,
-                at_s=start_s + index * slot / rate_hz,
-                power_w=powers[name],
-                num_pilots=order.num_pilots,
-                waveform=waveform,
-            )
-            for index, name in enumerate(names)
-        }
-        self.devices.radio.arm(slot * len(names), at_s=start_s)
-        sent = self.crew.ask(requests, messages.Sent)
-        samples = self.devices.radio.read()
-        end_s = start_s + slot * len(names) / rate_hz
-        self.devices.clock.wait_until(end_s)
-        heard = [name for name in names if name in sent]
-        if not heard:
-            raise DeviceError("no node answered the sounding", remedy="look at the logs of the nodes")
-        channels, noises = [], []
-        for index, name in enumerate(names):
-            if name in sent:
-                # [num_antennas, slot]
-                burst = samples[:, index * slot : (index + 1) * slot]
-                channel, noise_w = estimate.estimate_channel(ofdm.demodulate(burst, waveform), pilots, powers[name])
-                channels.append(channel)
-                noises.append(noise_w)
-        spent = Spent(
-            seconds=end_s - start_s + _START_DELAY_S,
-            joules=sum(message.power_sum_w for message in sent.values()) / rate_hz,
-            air_time_s=slot * len(heard) / rate_hz,
-        )
-        return Sounding(
-            nodes=tuple(heard),
-            channel=np.stack(channels, axis=1),
-            noise_w=float(np.mean(noises)),
-            positions_m=self.positions_m,
-            missing=tuple(name for name in asked if name not in heard),
-            spent=spent,
-        )
-
     @property
     def positions_m(self) -> np.ndarray:
         """Where the antennas are, array frame, shape [num_antennas, 2]."""
-        return np.array(
-            [
-                antenna.home_m if stage is None or antenna.stage is None else to_array(stage.position_m, antenna.stage)
-                for stage, antenna in zip(self.devices.stages, self.bench.array.antennas, strict=True)
-            ],
-            dtype=np.float64,
-        )
+        return antenna_positions_m(self.devices, self.bench)
 
     def _move(self, order: Move) -> Moved:
         start_s = self.devices.clock.now_s()
@@ -232,69 +192,32 @@ class Live:
         return Trained(results, tuple(name for name in order.work if name not in results), Spent(seconds, joules))
 
     def _collect(self, order: Collect) -> Collected:
-        if all(isinstance(uplink, Digital) for uplink in order.uplinks.values()):
-            collected = self._collect_digital(order)
-        else:
-            collected = self._collect_analogue(order)
+        air, first = self._air, next(iter(order.uplinks.values()))
+        for name, uplink in order.uplinks.items():
+            if isinstance(uplink, Ideal | Digital) and uplink.payload.error_feedback:
+                self._feeding_back.add(name)
+        match first:
+            case Ideal():
+                collected = collect_ideal(air, order, self.num_values, self._next_transfer())
+            case Digital():
+                collected = collect_packets(air, order, self.num_values, self._next_transfer())
+            case Analogue():
+                collected = collect_mean(air, order, self.num_values)
+            case OneBit():
+                collected = collect_signs(air, order, self.num_values)
+            case MajorityVote():
+                collected = collect_votes(air, order, self.num_values)
+            case _:
+                assert_never(first)
         if self.audit:
             self._measure_error(order, collected)
         return collected
 
-    def _collect_digital(self, order: Collect) -> Collected:
-        uplinks = {name: uplink for name, uplink in order.uplinks.items() if isinstance(uplink, Digital)}
-        updates = self.crew.fetch({name: uplink.bits_per_value for name, uplink in uplinks.items()})
-        if not updates:
-            raise DeviceError("no node delivered its update", remedy="look at the logs of the nodes")
-        times = {name: uplinks[name].bits_per_value * self._num_values / uplinks[name].rate_bit_s for name in updates}
-        seconds = max(times.values())
-        energy_j = {name: uplinks[name].power_w * times[name] for name in updates}
-        self.devices.clock.wait_until(self.devices.clock.now_s() + seconds)
-        mean = weighted_mean(updates, {name: uplinks[name].weight for name in updates})
-        spent = Spent(seconds, sum(energy_j.values()), seconds)
-        missing = tuple(name for name in order.uplinks if name not in updates)
-        return Collected(mean, updates, missing, energy_j=energy_j, spent=spent)
-
-    def _collect_analogue(self, order: Collect) -> Collected:
-        uplinks = {
-            name: uplink
-            for name, uplink in order.uplinks.items()
-            if isinstance(uplink, Analogue) and name in self.crew.holding
-        }
-        assert order.combiner is not None  # check_order saw to it
-        assert order.scale is not None
-        waveform, rate_hz = self.bench.waveform, self.bench.sample_rate_hz
-        length = ofdm.burst_length(ofdm.num_symbols_of(self._num_values), waveform)
-        start_s = self.devices.clock.now_s() + _START_DELAY_S
-        self.devices.radio.arm(length, at_s=start_s)
-        requests: dict[str, messages.Message] = {
-            name: messages.SendAnalogue(
-                node=name,
-                at_s=start_s,
-                precoder=(uplink.precoder.real, uplink.precoder.imag),
-                mean=uplink.mean,
-                std=uplink.std,
-                waveform=waveform,
-            )
-            for name, uplink in uplinks.items()
-        }
-        sent = self.crew.ask(requests, messages.Sent)
-        samples = self.devices.radio.read()
-        self.devices.clock.wait_until(start_s + length / rate_hz)
-        if not sent:
-            raise DeviceError("no node transmitted", remedy="look at the logs of the nodes")
-        mean = overair.decode(
-            samples,
-            combiner=order.combiner,
-            scale=order.scale,
-            weights=np.array([uplinks[name].weight for name in sent]),
-            means=np.array([uplinks[name].mean for name in sent]),
-            num_values=self._num_values,
-            waveform=waveform,
-        )
-        energy_j = {name: message.power_sum_w / rate_hz for name, message in sent.items()}
-        spent = Spent(length / rate_hz + _START_DELAY_S, sum(energy_j.values()), length / rate_hz)
-        missing = tuple(name for name in order.uplinks if name not in sent)
-        return Collected(mean, missing=missing, energy_j=energy_j, spent=spent)
+    def _next_transfer(self) -> int:
+        """A number for this update's bytes, the same when the round is played again after a resume."""
+        index, count = self._transfers
+        self._transfers = (self.round_index, count + 1 if index == self.round_index else 0)
+        return (self._transfers[0] * 16 + self._transfers[1]) % 256
 
     def _publish(self, order: Publish) -> Published:
         link = self.bench.link
@@ -326,14 +249,20 @@ class Live:
         )
 
     def _measure_error(self, order: Collect, collected: Collected) -> None:
-        """Compare the mean with what the nodes that sent really hold; travels outside the run's time and energy."""
+        """Compare what arrived with what the nodes really hold; travels outside the run's time and energy."""
         names = [name for name in order.uplinks if name not in collected.missing]
-        truth = self.crew.fetch(dict.fromkeys(names, 32))
+        truth = self.crew.fetch(names)
         if len(truth) < len(names):
             return
-        mean = weighted_mean(truth, {name: order.uplinks[name].weight for name in names})
-        error = collected.mean.astype(np.float64) - mean
-        self.last_audit = {
-            "error_norm2": float(error @ error),
-            "true_norm2": float(np.dot(mean, mean.astype(np.float64))),
-        }
+        self.last_audit = audit(order, collected.mean, truth)
+
+
+def antenna_positions_m(devices: Devices, bench: BenchSpec) -> np.ndarray:
+    """Where the antennas are, array frame, shape [num_antennas, 2]."""
+    return np.array(
+        [
+            antenna.home_m if stage is None or antenna.stage is None else to_array(stage.position_m, antenna.stage)
+            for stage, antenna in zip(devices.stages, bench.array.antennas, strict=True)
+        ],
+        dtype=np.float64,
+    )

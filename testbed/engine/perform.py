@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
+
+import numpy as np
 
 from testbed.core.errors import ConfigError, ReplayDeparture
 from testbed.core.orders import Order, Reply, Steps
@@ -30,6 +32,9 @@ class Answerer(Protocol):
 
     def now_s(self) -> float:
         """The run's clock."""
+
+    def residuals(self) -> Mapping[str, np.ndarray]:
+        """Node -> what its payloads have left out so far, shape [num_values], for payloads with error feedback."""
 
 
 def perform(steps: Steps[State], answer: Callable[[Order], Reply]) -> State:
@@ -69,6 +74,10 @@ class Replay:
 
     def now_s(self) -> float:
         return self._clock_s
+
+    def residuals(self) -> Mapping[str, np.ndarray]:
+        """None: the record holds what came of them."""
+        return {}
 
     def answer(self, order: Order) -> Reply:
         """The recorded reply.

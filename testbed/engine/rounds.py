@@ -20,8 +20,9 @@ def round_row(index: int, steps: Sequence[Step], figures: Mapping[str, float | s
     Returns:
         round; loss, perplexity, accuracy of the held-out split (None where not scored); participants and missing nodes;
         train_loss, the mean over nodes weighted by samples; aggregation_error and expected_error, squared error of the
-        mean over its squared norm (None where not measured or not predicted); air_time_s, latency_s, energy_j, travel_m
-        of the round; clock_s at its end; scheme.
+        mean over its squared norm (None where not measured or not predicted); vote_error, the share of wrong votes;
+        coherence of the sum in the air; packets and transmissions of digital uplinks; air_time_s, latency_s, energy_j,
+        travel_m of the round; clock_s at its end; scheme.
     """
     spent = sum((step.reply.spent for step in steps), Spent())
     row: dict[str, Any] = {
@@ -34,6 +35,10 @@ def round_row(index: int, steps: Sequence[Step], figures: Mapping[str, float | s
         "train_loss": None,
         "aggregation_error": None,
         "expected_error": None,
+        "vote_error": None,
+        "coherence": None,
+        "packets": None,
+        "transmissions": None,
         "air_time_s": spent.air_time_s,
         "latency_s": spent.seconds,
         "energy_j": spent.joules,
@@ -50,6 +55,10 @@ def round_row(index: int, steps: Sequence[Step], figures: Mapping[str, float | s
             row["train_loss"] = sum(result.num_samples * result.loss_mean for result in reply.results.values()) / total
         elif isinstance(reply, Collected) and isinstance(step.order, Collect):
             row["participants"] = sorted(set(step.order.uplinks) - set(reply.missing))
+            row["vote_error"], row["coherence"] = step.audit.get("vote_error"), reply.coherence
+            if reply.deliveries:
+                row["packets"] = sum(delivery.packets for delivery in reply.deliveries.values())
+                row["transmissions"] = sum(delivery.sent for delivery in reply.deliveries.values())
             true_norm2 = step.audit.get("true_norm2", 0.0)
             if true_norm2 > 0:
                 row["aggregation_error"] = step.audit["error_norm2"] / true_norm2

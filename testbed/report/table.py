@@ -42,6 +42,11 @@ def decibels(ratio: float | None) -> str:
     return f"{to_db(ratio):.1f}" if ratio > 0 else "exact"
 
 
+def percent(share: float | None) -> str:
+    """A share of the whole, three figures."""
+    return "-" if share is None else f"{100 * share:.3g} %"
+
+
 def compact(names: Iterable[str]) -> str:
     """`node-00 node-01 node-02 node-05` as `node-00..02,05`."""
     parts = []
@@ -69,6 +74,9 @@ def columns(rows: Sequence[Row]) -> list[Column]:
     def accuracy(row: Row) -> str:
         return "-" if row["accuracy"] is None else f"{100 * row['accuracy']:.1f}"
 
+    def resent(row: Row) -> str:
+        return "-" if row.get("packets") is None else f"{row['transmissions'] - row['packets']}/{row['packets']}"
+
     def figure(key: str) -> Callable[[Row], str]:
         return lambda row: number(row[key])
 
@@ -88,6 +96,10 @@ def columns(rows: Sequence[Row]) -> list[Column]:
         chosen.append(Column("error", "dB", error("aggregation_error")))
     if any(row["expected_error"] is not None for row in rows):
         chosen.append(Column("expected", "dB", error("expected_error")))
+    if any(row.get("vote_error") is not None for row in rows):
+        chosen.append(Column("wrong", "votes", lambda row: percent(row.get("vote_error"))))
+    if any(row.get("packets") is not None for row in rows):
+        chosen.append(Column("resent", "packets", resent))
     return [
         *chosen,
         Column("air", "s", figure("air_time_s")),

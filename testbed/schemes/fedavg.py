@@ -1,22 +1,37 @@
-"""Federated averaging of LoRA updates over error-free digital links: the reference every other scheme is held against.
+"""Federated averaging of LoRA updates over digital links: the reference every other scheme is held against.
 
 Paper: McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017
 (Algorithm 1); applied to LoRA factors as in FedIT (arXiv 2305.05644). From the papers: the weighted mean of the
-clients' updates, weights D_m. Our choice: how long the link takes. Every node gets an equal share B / K of the band,
-sends at its highest power, and its rate is the Shannon rate of its sounded channel, with maximum-ratio combining at the
-array, a gap to capacity included.
+clients' updates, weights D_m. Our choice: the link. Every node gets an equal share B / K of the band, sends at its
+highest power, and the array listens to each with maximum-ratio combining. With `link = "packets"` the update travels in
+coded packets on that share's subcarriers, repeated until they arrive, and a node whose packets are lost is missing from
+the round; with "ideal" it arrives without error at the Shannon rate of the sounded channel less a gap.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
 from testbed.core.adapter import Adapter
 from testbed.core.fleet import Fleet
-from testbed.core.orders import Digital, Sounding, Steps, Trained, Work, collect, publish, sound, train
+from testbed.core.orders import (
+    Digital,
+    Ideal,
+    Payload,
+    Sounding,
+    Steps,
+    Trained,
+    Uplink,
+    Work,
+    collect,
+    publish,
+    sound,
+    train,
+)
 from testbed.core.scheme import Scheme
 from testbed.phy.rate import capacity_bit_s, mrc_snr
 
@@ -32,8 +47,20 @@ class FedAvgState:
 class FedAvg(Scheme[FedAvgState]):
     """FedAvg with equal bandwidth shares."""
 
-    num_pilots: int = Field(4, ge=1, description="OFDM pilot symbols of each node")
-    snr_gap_db: float = Field(3.0, ge=0, description="distance of real modulation and coding from the Shannon rate")
+    num_pilots: int = Field(4, ge=2, description="OFDM pilot symbols of each node")
+    link: Literal["packets", "ideal"] = Field("packets", description="coded packets, or an error-free link at a rate")
+    payload: Literal["float32", "float16", "int8", "sign", "topk"] = Field(
+        "float32", description="how values become bytes"
+    )
+    keep: float = Field(0.1, gt=0, le=1, description="share of the values that payload topk sends")
+    error_feedback: bool = Field(False, description="what a payload leaves out is added to the next update")
+    coding: str | None = Field(
+        None, description="modulation and coding of packets; chosen from the sounded SNR if absent"
+    )
+    max_tries: int = Field(4, ge=1, description="transmissions of one packet before its node counts as missing")
+    snr_gap_db: float = Field(
+        3.0, ge=0, description="link ideal: distance of modulation and coding from the Shannon rate"
+    )
 
     def start(self, fleet: Fleet, adapter: Adapter) -> FedAvgState:
         return FedAvgState(fleet, adapter.initial)
@@ -46,15 +73,32 @@ class FedAvg(Scheme[FedAvgState]):
         yield from publish(adapter)
         return FedAvgState(state.fleet, adapter)
 
-    def _shares(self, fleet: Fleet, sounding: Sounding, trained: Trained) -> dict[str, Digital]:
-        """Equal shares of the band, each at its Shannon rate: R_m = (B / K) log2(1 + snr_m / gap)."""
+    def _shares(self, fleet: Fleet, sounding: Sounding, trained: Trained) -> dict[str, Uplink]:
+        """Equal shares of the band; ideal: each at its Shannon rate R_m = (B / K) log2(1 + snr_m / gap)."""
         names = [name for name in sounding.nodes if name in trained.results]
         share_hz = fleet.bandwidth_hz / max(len(names), 1)
-        uplinks = {}
+        payload = Payload(self.payload, self.keep, self.error_feedback)
+        uplinks: dict[str, Uplink] = {}
         for name in names:
+            column, weight = sounding.nodes.index(name), trained.results[name].num_samples
             power_w = fleet.node(name).max_power_w
+            # [num_antennas]
+            channel = sounding.channel[:, column]
             # noise in a share of the band is that share of the noise in the whole band
-            snr = mrc_snr(sounding.channel[:, [sounding.nodes.index(name)]], power_w, sounding.noise_w / len(names))
-            rate_bit_s = float(capacity_bit_s(share_hz, snr, 10.0 ** (self.snr_gap_db / 10.0))[0])
-            uplinks[name] = Digital(trained.results[name].num_samples, share_hz, power_w, rate_bit_s)
+            snr = float(mrc_snr(channel[:, None], power_w, sounding.noise_w / len(names))[0])
+            if self.link == "ideal":
+                rate_bit_s = float(capacity_bit_s(share_hz, snr, 10.0 ** (self.snr_gap_db / 10.0)))
+                uplinks[name] = Ideal(weight, share_hz, power_w, rate_bit_s, payload)
+            else:
+                uplinks[name] = Digital(
+                    weight=weight,
+                    bandwidth_hz=share_hz,
+                    power_w=power_w,
+                    snr=snr,
+                    combiner=channel / np.linalg.norm(channel),
+                    scheme=self.coding,
+                    payload=payload,
+                    max_tries=self.max_tries,
+                    cfo_hz=float(sounding.cfo_hz[column]),
+                )
         return uplinks

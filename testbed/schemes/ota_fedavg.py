@@ -6,9 +6,11 @@ Papers. Uniform-forcing transmit coefficients and the power rule: Liu, Yuan, Zha
     b_m = sqrt(eta) D_m nu_m / (f^H h_m),     eta = min_m P_m |f^H h_m|^2 / (D_m nu_m)^2,
     E||e||^2 = d sigma^2 / (eta D_S^2)
 
-with two real values on each complex symbol. Our choice: the receive combiner is the max-min heuristic of
-`testbed.phy.combiner`; nodes far weaker than the strongest may be left out of a round (truncated inversion, after
-arXiv 1812.11494); and antenna places come from a plain search over measured ports:
+with two real values on each complex symbol. Other precodings of the literature may be chosen instead: truncated
+inversion (broadband analogue aggregation, Zhu, Wang, Huang, arXiv 1812.11494), COTAF (Sery, Shlezinger, Cohen, Eldar,
+2021), and alignment of phases alone; phases may come from feedback of few bits. Our choice: the receive combiner is the
+max-min heuristic of `testbed.phy.combiner`; nodes far weaker than the strongest may be left out of a round altogether;
+and antenna places come from a plain search over measured ports:
 
 1. visit the fixed array and `visits - 1` random layouts and sound at each: the channel is known at visits * N places;
 2. choose the N of these places that serve the weakest node best, by exchange, starting at the fixed array;
@@ -44,8 +46,13 @@ from testbed.core.orders import (
     train,
 )
 from testbed.core.scheme import Scheme
-from testbed.phy.overair import aggregation_mse, max_min_combiner, uniform_forcing
+from testbed.core.units import from_db
+from testbed.phy.combiner import dominant, max_min_combiner
+from testbed.phy.overair import aggregation_mse
+from testbed.phy.papr import clipping
+from testbed.phy.policies import Policy, precode
 from testbed.phy.ports import nearest_assignment, random_layout, select_ports, weakest_gain
+from testbed.phy.precoding import quantise_phase
 
 
 @dataclass(frozen=True)
@@ -69,12 +76,23 @@ class OtaState:
 class OtaFedAvg(Scheme[OtaState]):
     """FedAvg with analogue over-the-air aggregation and, where the bench has stages, movable receive antennas."""
 
-    needs = frozenset({"timed_tx", "shared_clock", "phase_coherent"})
+    needs = frozenset({"timed_tx", "phase_coherent"})
 
+    precoding: Policy = Field(
+        "uniform",
+        description="uniform forcing; truncated inversion, silent below `threshold`; COTAF, one scale for all updates; "
+        "phase, full power and only phases aligned",
+    )
+    threshold: float = Field(
+        0.1, ge=0, description="precoding truncated: gain, relative to its mean, below which a node is silent"
+    )
+    per_subcarrier: bool = Field(False, description="sound and precode every subcarrier, for frequency-selective rooms")
+    phase_bits: int | None = Field(None, ge=1, le=16, description="bits of each node's phase feedback; exact if absent")
+    clip_db: float | None = Field(None, gt=0, description="transmitted peaks are clipped this far above the mean power")
     move: bool = Field(True, description="search better antenna places; false keeps the fixed array")
     visits: int = Field(8, ge=1, description="layouts visited in a search, the fixed array included")
     search_every: int = Field(0, ge=0, description="rounds between searches; 0 searches in the first round only")
-    num_pilots: int = Field(4, ge=1, description="OFDM pilot symbols of each node")
+    num_pilots: int = Field(4, ge=2, description="OFDM pilot symbols of each node")
     truncate_db: float | None = Field(None, gt=0, description="leave out nodes this much weaker than the strongest")
 
     def start(self, fleet: Fleet, adapter: Adapter) -> OtaState:
@@ -89,12 +107,16 @@ class OtaFedAvg(Scheme[OtaState]):
         else:
             target_m = state.positions_m
             trained = yield from train(work)
-        sounding = yield from sound(num_pilots=self.num_pilots)
+        sounding = yield from sound(num_pilots=self.num_pilots, per_subcarrier=self.per_subcarrier)
         order = self._plan(state.fleet, sounding, trained, len(state.adapter))
         adapter = state.adapter
         if order is not None:
             collected = yield from collect(
-                order.uplinks, combiner=order.combiner, scale=order.scale, expected_mse=order.expected_mse
+                order.uplinks,
+                combiner=order.combiner,
+                scale=order.scale,
+                share=order.share,
+                expected_mse=order.expected_mse,
             )
             adapter = adapter + collected.mean
         yield from publish(adapter)
@@ -149,34 +171,60 @@ class OtaFedAvg(Scheme[OtaState]):
         return float(np.sqrt(node.max_power_w)) / node.num_samples
 
     def _plan(self, fleet: Fleet, sounding: Sounding, trained: Trained, num_values: int) -> Collect | None:
-        """Who sends what: selection, combiner, uniform forcing. None if nobody has anything to send."""
+        """Who sends what: selection, combiner, precoding. None if nobody has anything to send."""
         names = [name for name in sounding.nodes if name in trained.results and trained.results[name].update_std > 0]
+        if self.truncate_db is not None and names:
+            strength = np.array(
+                [np.linalg.norm(sounding.channel[:, sounding.nodes.index(name)]) ** 2 for name in names]
+            )
+            strength *= [(self._strength(fleet, name) / trained.results[name].update_std) ** 2 for name in names]
+            kept = np.flatnonzero(strength >= strength.max() * 10.0 ** (-self.truncate_db / 10.0))
+            names = [names[index] for index in kept]
         if not names:
             return None
-        columns = [sounding.nodes.index(name) for name in names]
         # [num_nodes]
+        columns = np.array([sounding.nodes.index(name) for name in names])
         weight = np.array([trained.results[name].num_samples for name in names], dtype=np.float64)
+        mean = np.array([trained.results[name].update_mean for name in names])
         std = np.array([trained.results[name].update_std for name in names])
         power_w = np.array([fleet.node(name).max_power_w for name in names])
-        # [num_antennas, num_nodes]
-        channel = sounding.channel[:, columns]
-        effective = channel * (np.sqrt(power_w) / (weight * std))
-        if self.truncate_db is not None:
-            strength = np.linalg.norm(effective, axis=0) ** 2
-            kept = strength >= strength.max() * 10.0 ** (-self.truncate_db / 10.0)
-            names = [name for name, keep in zip(names, kept, strict=True) if keep]
-            weight, std, power_w = weight[kept], std[kept], power_w[kept]
-            channel, effective = channel[:, kept], effective[:, kept]
-        combiner = max_min_combiner(effective)
-        forcing = uniform_forcing(channel, combiner, weight, std, power_w)
+        if self.per_subcarrier and sounding.response is not None:
+            # [num_antennas, num_nodes, num_active]
+            channel = sounding.response[:, columns].astype(np.complex128)
+            flat = dominant(channel)
+        else:
+            # [num_antennas, num_nodes]
+            channel = flat = sounding.channel[:, columns]
+        combiner = max_min_combiner(flat * (np.sqrt(power_w) / (weight * std)))
+        precoded = precode(
+            self.precoding,
+            channel,
+            combiner,
+            weight=weight,
+            mean=mean,
+            std=std,
+            max_power_w=power_w,
+            threshold=self.threshold,
+        )
+        coefficients = precoded.precoder
+        if self.phase_bits is not None:
+            coefficients = quantise_phase(coefficients, self.phase_bits)
+        clip = None if self.clip_db is None else from_db(self.clip_db)
         uplinks = {
-            name: Analogue(
-                weight=float(weight[index]),
-                precoder=complex(forcing.precoder[index]),
-                mean=trained.results[name].update_mean,
-                std=float(std[index]),
+            names[node]: Analogue(
+                weight=float(precoded.weight[index]),
+                precoder=complex(coefficients[index]) if coefficients.ndim == 1 else coefficients[index],
+                mean=float(precoded.mean[index]),
+                std=float(precoded.std[index]),
+                cfo_hz=float(sounding.cfo_hz[columns[node]]),
+                cfo_from_s=float(sounding.heard_s[columns[node]]),
+                clip=clip,
             )
-            for index, name in enumerate(names)
+            for index, node in enumerate(np.flatnonzero(precoded.sends))
         }
-        expected_mse = aggregation_mse(num_values, sounding.noise_w, forcing.scale, float(weight.sum()))
-        return Collect(uplinks, combiner, forcing.scale, expected_mse)
+        # clipping shrinks what arrives by a known factor
+        scale = precoded.scale * (1.0 if clip is None else clipping(clip)[0])
+        expected_mse = aggregation_mse(num_values, sounding.noise_w, scale, float(precoded.weight.sum()))
+        if (share := precoded.share) is not None:
+            expected_mse *= float(np.sum(share[share > 0] ** -2.0)) / len(share)
+        return Collect(uplinks, combiner, scale, precoded.share, expected_mse)

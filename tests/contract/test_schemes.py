@@ -53,7 +53,7 @@ class _Remembers(Scheme[Fleet]):
 
     def round(self, state: Fleet, rng: np.random.Generator) -> Steps[Fleet]:
         _CALLS.append(1)
-        yield from sound(num_pilots=len(_CALLS))
+        yield from sound(num_pilots=1 + len(_CALLS))
         return state
 
 

@@ -283,7 +283,7 @@ def test_dry_prints_orders(engine: Engine, call: Call, experiment_file: Path, mo
 
 def test_lists_of_schemes_presets_and_keys(call: Call) -> None:
     assert "ota-fedavg" in call("schemes")[1]
-    assert set(json.loads(call("schemes", "--json")[1])) == {"fedavg", "ota-fedavg"}
+    assert set(json.loads(call("schemes", "--json")[1])) == {"fedavg", "fsk-mv", "obda", "ota-fedavg"}
     assert "quickstart" in call("presets")[1]
     assert Path(json.loads(call("presets", "--json")[1])["bench"]["tabletop"]).is_file()
     assert json.loads(call("config-schema")[1])["title"]

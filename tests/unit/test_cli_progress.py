@@ -11,7 +11,7 @@ from rich.console import Console
 from test_cli_tables import row
 
 from testbed.cli.progress import MOST_LINES, RunProgress, words_for
-from testbed.core.orders import Collect, Digital, Evaluate, Move, Order, Publish, Scores, Sound, Together, Train, Work
+from testbed.core.orders import Collect, Evaluate, Ideal, Move, Order, Publish, Scores, Sound, Together, Train, Work
 
 
 def terminal(width: int = 80) -> Console:
@@ -33,7 +33,7 @@ def shown(progress: RunProgress, console: Console) -> str:
         (Move(np.zeros((4, 2))), "antennas move"),
         (Train({"a": Work(), "b": Work()}), "2 nodes train"),
         (Together(Move(np.zeros((4, 2))), Train({"a": Work()})), "antennas move while 1 nodes train"),
-        (Collect({"a": Digital(1.0, 1.0, 1.0, 1.0)}), "1 updates travel"),
+        (Collect({"a": Ideal(1.0, 1.0, 1.0, 1.0)}), "1 updates travel"),
         (Publish(np.zeros(3, np.float32)), "the new adapter is broadcast"),
         (Evaluate(), "held-out text is scored"),
     ],

@@ -77,7 +77,7 @@ BAD_VALUES = [
         "leave one out",
     ),
     (HEAD + "[budget]\nlatency_s = 0\n" + SCHEME, "budget.latency_s", 4, "out of range", "above 0"),
-    (HEAD + SCHEME + "num_pilots = 0\n", "scheme.num_pilots", 5, "out of range", "at least 1"),
+    (HEAD + SCHEME + "num_pilots = 0\n", "scheme.num_pilots", 5, "out of range", "at least 2"),
     (HEAD + SCHEME + "pilots = 4\n", "scheme.pilots", 5, "unknown key", "did you mean num_pilots?"),
     (HEAD + '[scheme]\nname = "fedavgg"\n', "scheme.name", 4, "no scheme 'fedavgg'", "did you mean fedavg?"),
     (HEAD + '[scheme]\nname = "no.py:X"\n', "scheme.name", 4, "no file no.py", "path"),

@@ -7,15 +7,33 @@ import pytest
 
 from testbed.core.devices import Capabilities
 from testbed.core.errors import ConfigError, LimitError
-from testbed.core.orders import Analogue, Collect, Digital, Evaluate, Move, Order, Publish, Sound, Together, Train, Work
+from testbed.core.orders import (
+    Analogue,
+    Collect,
+    Digital,
+    Evaluate,
+    Ideal,
+    MajorityVote,
+    Move,
+    OneBit,
+    Order,
+    Payload,
+    Publish,
+    Sound,
+    Together,
+    Train,
+    Work,
+)
 from testbed.engine.limits import check_needs, check_order
 from tests.benches import small_bench
 
 BENCH = small_bench()
 HOME = np.array([antenna.home_m for antenna in BENCH.array.antennas])
 ONE = Analogue(weight=1.0, precoder=0.05 + 0.05j, mean=0.0, std=1.0)
-BAND = Digital(weight=1.0, bandwidth_hz=1e6, power_w=0.01, rate_bit_s=1e6)
 COMBINER = np.ones(3) / np.sqrt(3)
+LINE = Ideal(weight=1.0, bandwidth_hz=1e6, power_w=0.01, rate_bit_s=1e6)
+BAND = Digital(weight=1.0, bandwidth_hz=1e6, power_w=0.01, snr=10.0, combiner=COMBINER)
+VOTE = MajorityVote(power_w=0.01)
 
 
 def _moved(index: int, x: float, y: float) -> Move:
@@ -32,6 +50,14 @@ def _digital(**changes: object) -> Collect:
     return Collect({"node-00": replace(BAND, **changes)})  # type: ignore[arg-type]
 
 
+def _ideal(**changes: object) -> Collect:
+    return Collect({"node-00": replace(LINE, **changes)})  # type: ignore[arg-type]
+
+
+def _vote(**changes: object) -> Collect:
+    return Collect({"node-00": replace(VOTE, **changes)})  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     "order",
     [
@@ -42,7 +68,13 @@ def _digital(**changes: object) -> Collect:
         Train({"node-00": Work(local_steps=1, cpu_hz=1e9)}),
         Together(Move(HOME), Train({"node-00": Work()})),
         _analogue(),
+        _analogue(precoder=np.full(192, 0.05j)),
+        Collect({"node-00": ONE}, np.tile(COMBINER, (192, 1)), 1.0, np.ones(192)),
+        Collect({"node-00": OneBit(0.1j)}, COMBINER, 1.0),
         _digital(),
+        _digital(scheme="qpsk"),
+        _ideal(),
+        _vote(),
         Publish(np.zeros(4, np.float32)),
         Evaluate(),
     ],
@@ -55,7 +87,7 @@ def test_orders_within_the_limits_pass(order: Order) -> None:
     ("order", "says"),
     [
         (Sound(("node-77",)), "no node 'node-77'"),
-        (Sound(num_pilots=0), "at least one pilot"),
+        (Sound(num_pilots=1), "at least 2 pilot"),
         (Move(HOME[:2]), r"shape \(2, 2\) for 3 antennas"),
         (_moved(0, np.nan, 0), "not finite"),
         (_moved(0, 0.4, 0.0), r"antenna 0, axis 0: 0.4000 m is outside the region \[0, 0.375\]"),
@@ -66,9 +98,12 @@ def test_orders_within_the_limits_pass(order: Order) -> None:
         (Train({"node-00": Work(batch_size=0)}), "batch_size = 0"),
         (Together(_moved(0, -1, 0), Train({})), "outside the region"),
         (Collect({}), "nobody"),
-        (Collect({"node-00": ONE, "node-01": BAND}, COMBINER, 1.0), "cannot be mixed"),
+        (Collect({"node-00": ONE, "node-01": BAND}, COMBINER, 1.0), "Analogue and Digital uplinks cannot be mixed"),
         (Collect({"node-00": ONE}), "need a combiner and a scale"),
-        (Collect({"node-00": ONE}, COMBINER[:2], 1.0), "combiner must be 3"),
+        (Collect({"node-00": OneBit(0.1j)}), "need a combiner and a scale"),
+        (Collect({"node-00": ONE}, COMBINER[:2], 1.0), r"combiner of shape \(2,\); give \[3\]"),
+        (Collect({"node-00": ONE}, COMBINER * np.nan, 1.0), "combiner weight is not finite"),
+        (Collect({"node-00": ONE}, COMBINER, 1.0, np.ones(3)), "share must hold 192"),
         (Collect({"node-00": ONE}, COMBINER, 0.0), "scale = 0"),
         (_analogue(precoder=0.2), "would transmit 16.02 dBm; its limit is 10.00 dBm"),
         (_analogue(std=0.0), "std = 0"),
@@ -76,8 +111,21 @@ def test_orders_within_the_limits_pass(order: Order) -> None:
         (_analogue(weight=0.0), "weight = 0"),
         (_digital(power_w=0.2), "would transmit 23.01 dBm"),
         (_digital(bandwidth_hz=9e6), "band has 3.75e"),
-        (_digital(rate_bit_s=0.0), "must be positive"),
-        (_digital(bits_per_value=3), "bits_per_value = 3"),
+        (_analogue(precoder=np.ones(3)), r"precoder of shape \(3,\); give one number, or 192"),
+        (_analogue(precoder=np.full(192, 0.2)), "would transmit 16.02 dBm"),
+        (_analogue(cfo_hz=np.nan), "not finite"),
+        (Collect({"node-00": OneBit(0.2)}, COMBINER, 1.0), "would transmit 16.02 dBm"),
+        (_digital(combiner=COMBINER[:2]), "combiner must be 3 finite"),
+        (_digital(scheme="qam-1e9"), "no coding scheme 'qam-1e9'; choose from"),
+        (_digital(max_tries=0), "max_tries = 0; it must be positive"),
+        (_digital(snr=np.inf), "not finite"),
+        (_digital(payload=Payload("topk", keep=0.0)), "keep = 0"),
+        (_ideal(rate_bit_s=0.0), "rate_bit_s = 0; it must be positive"),
+        (_ideal(bandwidth_hz=9e6), "band has 3.75e"),
+        (_ideal(payload=Payload("topk", keep=1.5)), "keep = 1.5"),
+        (_vote(power_w=0.2), "would transmit 23.01 dBm"),
+        (_vote(power_w=-0.01), "power_w = -0.01; it cannot be negative"),
+        (_vote(threshold=-1.0), "threshold = -1.0"),
         (Publish(np.zeros(3, np.float32)), "the adapter has 4 values"),
         (Publish(np.array([0, np.nan, 0, np.inf], np.float32)), "2 values that are not finite"),
     ],
@@ -104,6 +152,17 @@ def test_the_allow_list_binds_the_power_of_the_bench() -> None:
 
 def test_lacking_capabilities_are_named() -> None:
     can = Capabilities(True, False, False, False, 1, 0.1, ((1e9, 2e9),), (1e6, 2e6))
-    check_needs("mine", {"timed_tx"}, can)
-    with pytest.raises(ConfigError, match="mine needs radios that are phase_coherent, shared_clock"):
-        check_needs("mine", {"timed_tx", "shared_clock", "phase_coherent"}, can)
+    bench = small_bench(world={"impairments": {"oscillator_ppm": 20.0, "phase_jumps": "burst"}})
+    check_needs("mine", {"timed_tx"}, can, bench)
+    with pytest.raises(ConfigError, match="mine needs radios that are phase_coherent, shared_clock") as refusal:
+        check_needs("mine", {"timed_tx", "shared_clock", "phase_coherent"}, can, bench)
+    assert "phase_jumps" in str(refusal.value)
+    assert "oscillator_ppm" in str(refusal.value)
+    assert "majority votes" in (refusal.value.remedy or "")
+
+
+def test_packets_are_refused_where_no_samples_are_sent() -> None:
+    bench = small_bench(waveform={"level": "symbols"})
+    check_order(_vote(), bench, 4)
+    with pytest.raises(LimitError, match="packets need samples"):
+        check_order(_digital(), bench, 4)

@@ -7,6 +7,7 @@ from typing import Any
 
 from testbed.engine.config import Loaded, load_experiment
 from testbed.engine.experiment import RunResult, run_experiment
+from testbed.engine.recorder import read_steps
 
 CHANGES = [
     "rounds=3",
@@ -32,6 +33,16 @@ def run(loaded: Loaded, out: Path, **options: Any) -> RunResult:
     """Run it on the simulated backend, by default with all nodes in one process."""
     options = {"node_processes": 1, **options}
     return run_experiment(loaded.spec, loaded.scheme, loaded.bench, backend="sim", out=out, **options)
+
+
+def cut(folder: Path, last: int) -> None:
+    """Cut a run off in the round after `last`, with a half-written line, as a power cut leaves it."""
+    (folder / "summary.json").unlink()
+    kept = sum(step.round_index <= last for step in read_steps(folder)) + 2
+    lines = (folder / "steps.jsonl").read_bytes().split(b"\n")
+    (folder / "steps.jsonl").write_bytes(b"\n".join(lines[:kept]) + b"\n" + lines[kept][:40])
+    rows = (folder / "rounds.jsonl").read_bytes().split(b"\n")
+    (folder / "rounds.jsonl").write_bytes(b"\n".join(rows[: last + 1]) + b"\n")
 
 
 def small_arguments(*changes: str) -> list[str]:

@@ -17,7 +17,7 @@ from testbed.core.orders import Collect, Collected, MovedAndTrained
 from testbed.engine.dry import dry_experiment
 from testbed.engine.experiment import RunResult, replay_experiment, resume_experiment
 from testbed.engine.recorder import read_rows, read_steps
-from tests.system.small_runs import SGD, run, small
+from tests.system.small_runs import SGD, cut, run, small
 
 WEIGHTS = "adapter_model.safetensors"
 PLAIN = Path(__file__).with_name("plain_fedavg.py")
@@ -158,16 +158,9 @@ def test_another_seed_is_another_run(ota_run: RunResult, tmp_path: Path) -> None
 
 
 def test_resume_continues_bit_for_bit(ota_run: RunResult, tmp_path: Path) -> None:
-    """Cut a run off in the middle of round 2, with a half-written line, as a power cut leaves it."""
     folder = tmp_path / "run"
     shutil.copytree(ota_run.folder, folder)
-    (folder / "summary.json").unlink()
-    steps = read_steps(folder)
-    kept = sum(step.round_index <= 1 for step in steps) + 2
-    lines = (folder / "steps.jsonl").read_bytes().split(b"\n")
-    (folder / "steps.jsonl").write_bytes(b"\n".join(lines[:kept]) + b"\n" + lines[kept][:40])
-    rows = (folder / "rounds.jsonl").read_bytes().split(b"\n")
-    (folder / "rounds.jsonl").write_bytes(b"\n".join(rows[:2]) + b"\n")
+    cut(folder, 1)
     resumed = resume_experiment(folder)
     assert resumed.summary == ota_run.summary
     assert resumed.rounds == ota_run.rounds

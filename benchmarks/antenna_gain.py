@@ -1,6 +1,6 @@
 """What movable antennas gain over a fixed array at half-wavelength spacing, in the gain of the node heard worst.
 
-    .venv/bin/python benchmarks/antenna_gain.py [--channels 30] [--seed 0] [--starts 6]
+    .venv/bin/python -m benchmarks.antenna_gain [--channels 30] [--seed 0] [--starts 6]
 
 N antennas in a square of side A serve K nodes; each node's channel is L plane waves, isotropic over the half space in
 front of the array, with gains CN(0, 1/L) ("LoS": one wave of magnitude 1). The combiner serves the node that is heard

@@ -1,6 +1,6 @@
 """One hundred simulated nodes on one machine: memory and time of a whole round.
 
-    .venv/bin/python benchmarks/hundred_nodes.py [--nodes 100] [--node-processes 2]
+    .venv/bin/python -m benchmarks.hundred_nodes [--nodes 100] [--node-processes 2]
 
 Prints the proportional set size (memory shared between processes counted once) of the controller and its node processes
 at its highest sample, seconds per round, and seconds of a round a node. Ends with 1 above the limit of 4 GiB.

@@ -1,6 +1,6 @@
 """Five federated rounds on real data: GSM8K and SST-2, four nodes, digital and through the air.
 
-    .venv/bin/python benchmarks/real_data.py [DATA] [--rounds 5] [--nodes 4] [--seeds 0 1 2]
+    .venv/bin/python -m benchmarks.real_data [DATA] [--rounds 5] [--nodes 4] [--seeds 0 1 2]
 
 DATA is a folder with gsm8k/, sst2/ (train.jsonl.gz, test.jsonl.gz) and models/stories260K, by default what
 TESTBED_SHARED_DATA names, else ../shared/data. Each line gives held-out

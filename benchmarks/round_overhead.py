@@ -1,6 +1,6 @@
 """What the controller adds to a round: nodes that do nothing, against bare pyzmq in the same run.
 
-    .venv/bin/python benchmarks/round_overhead.py [--nodes 10] [--megabytes 1] [--repeats 20]
+    .venv/bin/python -m benchmarks.round_overhead [--nodes 10] [--megabytes 1] [--repeats 20]
 
 One round broadcasts a state to every node, fetches one of the same size from each and averages them. `testbed` is
 `drivers.zmq_link` with validated messages and `weighted_mean`; `pyzmq` is a ROUTER and DEALERs with whole frames and a

@@ -77,6 +77,7 @@ def open_bench(bench: BenchSpec, *, seed: int, folder: Path, node_processes: int
             clock=clock,
             node_devices={"air": hub.address, "seed": seed},
             close=opened.pop_all().close,
+            serials={"receiver": f"simulated-{bench.name}-{seed}"},
         )
 
 

@@ -88,7 +88,7 @@ def first_share(world: WorldSpec) -> float:
     """
     if world.num_paths == 1:
         return 1.0
-    if world.rician_k_db is None:
+    if not world.line_of_sight:
         return 1 / world.num_paths
     return from_db(world.rician_k_db) / (1 + from_db(world.rician_k_db))
 
@@ -149,7 +149,7 @@ def draw_room(
     last_m = np.concatenate([node_m[None], scatterers_m])
     length_m, directions = towards(bench, last_m)
     share = first_share(world)
-    if world.rician_k_db is None:
+    if not world.line_of_sight:
         # [num_paths]
         scattered = np.full(world.num_paths, path_gain / world.num_paths)
         first = circular_gaussian(alike, scattered[:1])
@@ -189,10 +189,10 @@ def draw_isotropic(world: WorldSpec, path_gain: float, generator: np.random.Gene
     share = first_share(world)
     # [num_paths]
     scattered = np.full(num_paths, (1 - share) * path_gain / max(num_paths - 1, 1))
-    scattered[0] = path_gain * share if world.rician_k_db is None else 0.0
+    scattered[0] = path_gain * share if not world.line_of_sight else 0.0
     gains = circular_gaussian(generator, scattered)
     phase_rad = generator.uniform(0.0, 2 * np.pi)
-    if world.rician_k_db is not None:
+    if world.line_of_sight:
         gains[0] = np.sqrt(share * path_gain) * np.exp(1j * phase_rad)
     arrival_rad = generator.uniform(0.0, 2 * np.pi, num_paths)
     delays_s = generator.exponential(1.0, num_paths)

@@ -194,8 +194,9 @@ class WorldSpec(Spec):
         "array; recorded: from `recording`; tdl, cdl: 3GPP TR 38.901 (the extra sionna)",
     )
     num_paths: int = Field(6, ge=1, description="plane waves from each node; with tdl of each tap; cdl brings its own")
-    rician_k_db: float | None = Field(
-        3.0, description="power of the first path over all others, in room and isotropic; None: all are alike"
+    line_of_sight: bool = Field(True, description="the first path is steady; false: all paths are alike (Rayleigh)")
+    rician_k_db: float = Field(
+        3.0, description="power of the line of sight over all other paths, in room and isotropic"
     )
     fading: Literal["static", "block", "jakes"] = Field(
         "static",
@@ -207,7 +208,9 @@ class WorldSpec(Spec):
     selective: bool = Field(False, description="paths arrive with their own delays, so the channel varies in frequency")
     delay_spread_s: Positive = Field(50e-9, description="rms; of every model but room, whose geometry sets the delays")
     coupling: bool = Field(False, description="mutual coupling of the array's antennas, as side-by-side dipoles")
-    recording: str | None = Field(None, description="npz file of measured channels, for model recorded")
+    recording: str | None = Field(
+        None, description="npz file of measured channels, beside the bench file or absolute, for model recorded"
+    )
     profile: Literal["A", "B", "C", "D", "E"] = Field("A", description="3GPP profile, for models tdl and cdl")
     path_loss_exponent: float = Field(2.2, ge=0)
     reference_loss_db: float | None = Field(None, description="loss at 1 m; free space at the carrier by default")
@@ -229,10 +232,7 @@ class WorldSpec(Spec):
 
 
 class RadioSpec(Spec):
-    """What the radios of this bench can honestly do.
-
-    A flag that is left out is derived in simulation from [world.impairments] and start_jitter_s; elsewhere it is false.
-    """
+    """What the radios can honestly do; a flag left out is derived in simulation, and false elsewhere."""
 
     timed_tx: bool | None = Field(None, description="a burst starts at a given instant")
     shared_clock: bool | None = Field(None, description="transmitters and receiver run on one reference")

@@ -7,7 +7,7 @@ Verbs seek a state and may be repeated; every device ends mute and still.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -60,7 +60,10 @@ class Radio(Protocol):
         """
 
     def arm(self, num_samples: int, *, at_s: float) -> None:
-        """Discard what is stale and capture `num_samples` from `at_s` on."""
+        """Discard what is stale and capture `num_samples` from `at_s` on.
+
+        Raises LimitError for an empty capture or an instant that is not finite.
+        """
 
     def read(self, combiner: np.ndarray | None = None) -> np.ndarray:
         """The armed capture, shape [num_antennas, num_samples] complex64, or its combination f^H y, [1, num_samples].
@@ -168,6 +171,8 @@ class Devices:
         stages: one per antenna; None where an antenna is fixed.
         node_devices: what a node needs to open its own devices, sent to it in `Configure`.
         close: makes everything still and mute, then lets go; may be repeated.
+        serials: device -> its serial number, for the metadata of recordings.
+        calibration_ids: profiles in use, for the same.
     """
 
     radio: Radio
@@ -176,3 +181,5 @@ class Devices:
     clock: Clock
     node_devices: Mapping[str, Any]
     close: Callable[[], None]
+    serials: Mapping[str, str] = field(default_factory=dict)
+    calibration_ids: tuple[str, ...] = ()

@@ -277,6 +277,9 @@ def _load_bench(
     bench = _check(BenchSpec, text, errors)
     if bench is None:
         raise ConfigErrors(errors)
+    if bench.world.recording is not None:
+        world = bench.world.model_copy(update={"recording": _local(bench.world.recording, path.parent)})
+        bench = bench.model_copy(update={"world": world})
     return bench, path
 
 

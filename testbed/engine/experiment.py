@@ -326,7 +326,12 @@ def _swap(folder: Path, bench: BenchSpec, start: Mapping[str, Any]) -> Callable[
         if start.get("capture"):
 
             def facts() -> dict[str, Any]:
-                return {"bench": bench.name, "positions_m": antenna_positions_m(devices, bench).tolist()}
+                return {
+                    "bench": bench.name,
+                    "serials": dict(devices.serials),
+                    "calibration_ids": list(devices.calibration_ids),
+                    "positions_m": antenna_positions_m(devices, bench).tolist(),
+                }
 
             radio = resolve(CAPTURE)(radio, folder / "captures", facts=facts, waveform=bench.waveform)
         return replace(devices, radio=radio)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from testbed.core.orders import Collect, Collected, MovedAndTrained, Scores, Spent, Trained
+import numpy as np
+
+from testbed.core.orders import Collect, Collected, MovedAndTrained, Scores, Sounding, Spent, Trained
 from testbed.engine.recorder import Step
 
 
@@ -21,8 +23,9 @@ def round_row(index: int, steps: Sequence[Step], figures: Mapping[str, float | s
         round; loss, perplexity, accuracy of the held-out split (None where not scored); participants and missing nodes;
         train_loss, the mean over nodes weighted by samples; aggregation_error and expected_error, squared error of the
         mean over its squared norm (None where not measured or not predicted); vote_error, the share of wrong votes;
-        coherence of the sum in the air; packets and transmissions of digital uplinks; air_time_s, latency_s, energy_j,
-        travel_m of the round; clock_s at its end; scheme.
+        coherence of the sum in the air; start_spread_s, standard deviation over the nodes of their delays in the
+        last sounding; packets and transmissions of digital uplinks; air_time_s, latency_s, energy_j, travel_m of the
+        round; clock_s at its end; scheme.
     """
     spent = sum((step.reply.spent for step in steps), Spent())
     row: dict[str, Any] = {
@@ -37,6 +40,7 @@ def round_row(index: int, steps: Sequence[Step], figures: Mapping[str, float | s
         "expected_error": None,
         "vote_error": None,
         "coherence": None,
+        "start_spread_s": None,
         "packets": None,
         "transmissions": None,
         "air_time_s": spent.air_time_s,
@@ -50,6 +54,8 @@ def round_row(index: int, steps: Sequence[Step], figures: Mapping[str, float | s
         reply = step.reply.trained if isinstance(step.reply, MovedAndTrained) else step.reply
         if isinstance(reply, Scores):
             row.update(loss=reply.loss, perplexity=reply.perplexity, accuracy=reply.accuracy)
+        elif isinstance(reply, Sounding):
+            row["start_spread_s"] = float(np.std(reply.delay_s))
         elif isinstance(reply, Trained) and reply.results:
             total = sum(result.num_samples for result in reply.results.values())
             row["train_loss"] = sum(result.num_samples * result.loss_mean for result in reply.results.values()) / total

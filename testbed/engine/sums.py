@@ -92,6 +92,8 @@ def collect_mean(air: Air, order: Collect, num_values: int) -> Collected:
         # [num_nodes, 3]
         facts = np.array([(uplinks[name].weight, uplinks[name].std, uplinks[name].mean) for name in tally.sent])
         reference = overair.pilot_reference(scale, facts[:, 0], facts[:, 1])
+        if order.share is not None:
+            reference *= float(np.mean(order.share))
         symbols = _coherent(air, order, samples, window, tally, reference)
         part = mean[2 * window.first : 2 * (window.first + window.count)]
         part[:] = overair.mean_of(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import scipy.fft
 
@@ -176,3 +178,40 @@ def _subcarriers(waveform: WaveformSpec) -> np.ndarray:
     """Indices of the active subcarriers, in the order of `testbed.phy.ofdm.modulate`."""
     half = waveform.num_active // 2
     return np.concatenate([np.arange(1, half + 1), np.arange(-half, 0)])
+
+
+def within_prefix(response: np.ndarray, waveform: WaveformSpec) -> np.ndarray:
+    """The part of a channel estimate that echoes within the cyclic prefix can explain.
+
+    H' = U U^H H, U the eigenvectors of R[k, l] = sinc(w (k - l)) exp(-j 2 pi c (k - l)), w and c the width and the
+    middle of the delays that suffer no inter-symbol interference, as shares of a block. Noise falls to rank(U) /
+    num_active of what it was.
+
+    Args:
+        response: estimate on the active subcarriers, shape [..., num_active].
+        waveform: numerology.
+
+    Returns:
+        same shape, complex64.
+
+    Reference:
+        Y. Li, L. Cimini, N. Sollenberger, "Robust channel estimation for OFDM systems with rapid dispersive fading
+        channels", IEEE Trans. Commun. 1998: the delay profile is taken as uniform over the prefix, and the noise as
+        small.
+    """
+    basis = _prefix_basis(waveform.num_subcarriers, waveform.num_active, waveform.cyclic_prefix)
+    explained: np.ndarray = (np.asarray(response, np.complex64) @ basis.conj()) @ basis.T
+    return explained
+
+
+@lru_cache(maxsize=8)
+def _prefix_basis(num_subcarriers: int, num_active: int, cyclic_prefix: int) -> np.ndarray:
+    """Eigenvectors that carry all but one part in a billion, shape [num_active, rank], complex64."""
+    half = num_active // 2
+    index = np.concatenate([np.arange(1, half + 1), np.arange(-half, 0)])
+    early = cyclic_prefix // 4  # the windows of soundings begin that much before the end of the prefix
+    width = (cyclic_prefix + 1) / num_subcarriers
+    middle = ((cyclic_prefix - early) - early) / 2 / num_subcarriers
+    apart = index[:, None] - index
+    strength, vectors = np.linalg.eigh(np.sinc(width * apart) * np.exp(-2j * np.pi * middle * apart))
+    return vectors[:, strength > 1e-9 * strength[-1]].astype(np.complex64)

@@ -51,7 +51,8 @@ def segment_length(num_symbols: int, waveform: WaveformSpec) -> int:
 def build(symbols: np.ndarray, waveform: WaveformSpec, precoder: complex | np.ndarray = 1.0) -> np.ndarray:
     """Put symbols into frames.
 
-    Block by block x = OFDM(b p) for a preamble or pilot p and x = OFDM(b s) for data s.
+    Block by block x = OFDM(b p) for pilots p and x = OFDM(b s) for data s. The short training takes the phases of b,
+    with one amplitude on its few subcarriers, so that its power is the average.
 
     Args:
         symbols: s, shape [num_symbols]; the last block is filled with zeros.
@@ -71,6 +72,7 @@ def build(symbols: np.ndarray, waveform: WaveformSpec, precoder: complex | np.nd
     factor = np.asarray(precoder, dtype=np.complex64)
     if factor.shape not in ((), (waveform.num_active,)) or not np.all(np.isfinite(factor)):
         raise ValueError(f"precoder must be finite, one or {waveform.num_active}, not of shape {factor.shape}")
+    short_factor = factor if waveform.level == "symbols" else _levelled(factor)
     plan, length, active = layout(len(symbols), waveform), block_elements(waveform), waveform.num_active
     known = _known(waveform)
     # [num_blocks, block_elements]
@@ -86,7 +88,8 @@ def build(symbols: np.ndarray, waveform: WaveformSpec, precoder: complex | np.nd
             part = symbols[rows[0] * active : (rows[-1] + 1) * active]
             carried.reshape(-1)[: len(part)] = part
             grid[is_data] = carried
-        grid *= factor
+        # [chunk, num_active] or []
+        grid *= factor if factor.ndim == 0 else np.where((source == SHORT)[:, None], short_factor, factor)
         sent = grid if waveform.level == "symbols" else ofdm.modulate(grid.reshape(-1), waveform)
         elements[begin : begin + CHUNK_BLOCKS] = sent.reshape(-1, length)
     return elements.reshape(-1)
@@ -221,6 +224,13 @@ class _Receiver:
         else:
             combined = np.einsum("kn,nbk->bk", self.combiner.conj(), received)
         return combined
+
+
+def _levelled(factor: np.ndarray) -> np.ndarray:
+    """The same phases with the amplitude of the average power; 0 stays 0."""
+    size = np.abs(factor)
+    rms = np.sqrt(np.mean(np.square(size)))
+    return np.divide(factor, size, out=np.zeros_like(factor), where=size > 0) * rms
 
 
 def _known(waveform: WaveformSpec) -> np.ndarray:

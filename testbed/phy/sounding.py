@@ -9,7 +9,14 @@ import numpy as np
 
 from testbed.core.bench import WaveformSpec
 from testbed.phy import ofdm, preamble
-from testbed.phy.estimate import delay_response, estimate_channel, estimate_delay, estimate_rotation, pilot_symbols
+from testbed.phy.estimate import (
+    delay_response,
+    estimate_channel,
+    estimate_delay,
+    estimate_rotation,
+    pilot_symbols,
+    within_prefix,
+)
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,8 @@ def read(
 ) -> Heard | None:
     """Estimate the channel of the node that sounded.
 
-    H_n[k] = sum_b y_nb[k] p*[k] / (sqrt(P) B),   noise = sum_nbk |y_nb[k] - sqrt(P) H_n[k] p[k]|^2 / (N K (B - 1))
+    H_n[k] = sum_b y_nb[k] p*[k] / (sqrt(P) B), then the part of it that is `within_prefix`
+    noise = sum_nbk |y_nb[k] - sqrt(P) H_n[k] p[k]|^2 / (N K (B - 1))
 
     The noise is what differs from block to block, so a channel that varies in frequency does not add to it. Where the
     start was looked for, its delay is taken out before the flat `channel` is estimated; where timing is scheduled, the
@@ -160,7 +168,7 @@ def _heard(
     num_pilots = blocks.shape[1]
     pilots = pilot_symbols(1, waveform)
     mean = blocks.mean(axis=1)
-    response = (mean * pilots.conj() / np.float32(math.sqrt(power_w))).astype(np.complex64)
+    response = within_prefix(mean * pilots.conj() / np.float32(math.sqrt(power_w)), waveform)
     residual = blocks - mean[:, None]
     noise_w = float(np.vdot(residual, residual).real) / (mean.size * (num_pilots - 1))
     lag = float(estimate_delay(response, waveform, limit=max(waveform.cyclic_prefix, 1)))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from testbed.core.adapter import Adapter
 from testbed.core.fleet import Fleet
@@ -33,6 +33,7 @@ from testbed.core.orders import (
     train,
 )
 from testbed.core.scheme import Scheme
+from testbed.phy.coding_schemes import scheme_named
 from testbed.phy.rate import capacity_bit_s, mrc_snr
 
 
@@ -61,6 +62,13 @@ class FedAvg(Scheme[FedAvgState]):
     snr_gap_db: float = Field(
         3.0, ge=0, description="link ideal: distance of modulation and coding from the Shannon rate"
     )
+
+    @field_validator("coding")
+    @classmethod
+    def _known(cls, name: str | None) -> str | None:
+        if name is not None:
+            scheme_named(name)
+        return name
 
     def start(self, fleet: Fleet, adapter: Adapter) -> FedAvgState:
         return FedAvgState(fleet, adapter.initial)

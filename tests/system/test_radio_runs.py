@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -40,6 +41,9 @@ def test_recorded_captures_play_the_same_run(votes_run: RunResult, tmp_path: Pat
     captures = votes_run.folder / "captures"
     # a sounding and a collection in each of three rounds
     assert len(list(captures.glob("*.sigmf-meta"))) == 6
+    meta = json.loads((captures / "capture-000000.sigmf-meta").read_text())
+    assert meta["global"]["testbed:serials"] == {"receiver": "simulated-plutos-1"}
+    assert meta["captures"][0]["testbed:positions_m"] == [[0.1875, 0.1875]]
     played = run(votes(), tmp_path, playback=captures)
     assert played.summary == votes_run.summary
     assert played.rounds == votes_run.rounds

@@ -9,6 +9,7 @@ from testbed.phy.estimate import (
     estimate_delay,
     estimate_rotation,
     pilot_symbols,
+    within_prefix,
 )
 
 WAVEFORM = WaveformSpec(num_subcarriers=64, num_active=48, cyclic_prefix=16)
@@ -119,3 +120,20 @@ def test_the_error_of_the_rotation_reaches_the_cramer_rao_bound(num_blocks):
 def test_a_single_block_does_not_tell_a_rotation():
     with pytest.raises(ValueError, match="two or more"):
         estimate_rotation(np.ones((1, 1, 48)))
+
+
+def test_echoes_within_the_prefix_pass_and_noise_does_not():
+    waveform, generator = WaveformSpec(), np.random.default_rng(41)
+    index = np.concatenate([np.arange(1, 97), np.arange(-96, 0)])
+    # windows begin 16 samples early: delays from -16 to 48 suffer no inter-symbol interference
+    delays = generator.uniform(-12, 44, (200, 5))
+    gains = generator.standard_normal((200, 5, 2)) @ np.array([1, 1j])
+    response = np.einsum("np,npk->nk", gains, np.exp(-2j * np.pi * delays[:, :, None] * index / 256))
+    error = within_prefix(response, waveform) - response
+    assert np.linalg.norm(error) < 1e-3 * np.linalg.norm(response)
+    noise = generator.standard_normal((400, 192, 2)) @ np.array([1, 1j])
+    left = np.mean(np.abs(within_prefix(noise, waveform)) ** 2) / np.mean(np.abs(noise) ** 2)
+    # 65 of 256 delays in 192 subcarriers: 49 degrees of freedom and a few for the edges
+    assert 49 / 192 < left < 62 / 192
+    far = np.exp(-2j * np.pi * 120 * index / 256)[None]
+    assert np.linalg.norm(within_prefix(far, waveform)) < 0.2 * np.linalg.norm(far)

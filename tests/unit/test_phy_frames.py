@@ -82,7 +82,11 @@ def test_the_precoder_multiplies_everything_on_its_subcarrier(waveform):
     plain, precoded = frames.build(symbols, waveform), frames.build(symbols, waveform, precoder)
     if waveform.level == "samples":
         plain, precoded = ofdm.demodulate(plain, waveform), ofdm.demodulate(precoded, waveform)
-    np.testing.assert_allclose(precoded.reshape(-1, 192), plain.reshape(-1, 192) * precoder, atol=1e-5)
+    plain, precoded = plain.reshape(-1, 192), precoded.reshape(-1, 192)
+    np.testing.assert_allclose(precoded[1:], plain[1:] * precoder, atol=1e-5)
+    # the short training has twelve subcarriers only, and the average power on them
+    level = precoder / np.abs(precoder) * np.sqrt(np.mean(np.abs(precoder) ** 2))
+    np.testing.assert_allclose(precoded[0], plain[0] * (precoder if waveform.level == "symbols" else level), atol=1e-4)
     np.testing.assert_allclose(frames.build(symbols, waveform, 2j), 2j * frames.build(symbols, waveform), atol=1e-6)
 
 
@@ -368,3 +372,20 @@ def test_wrong_arguments_are_refused():
     for guard in (0, 100):
         with pytest.raises(ValueError, match="not finite"):
             frames.read(good, WAVEFORM, 192, combiner=np.ones(2), start=100, guard=guard)
+
+
+def test_deep_fades_that_are_inverted_do_not_make_the_preamble_loud():
+    generator = np.random.default_rng(23)
+    # half of the power goes into two subcarriers, one of them of the short training
+    precoder = np.exp(1j * generator.uniform(0, 2 * np.pi, 192))
+    precoder[[15, 50]] *= 10.0
+    symbols = (generator.standard_normal((20 * 192, 2)) @ np.array([1, 1j]) / np.sqrt(2)).astype(np.complex64)
+    burst = frames.build(symbols, WAVEFORM, precoder)
+    average_w = np.mean(np.abs(precoder) ** 2)
+    assert ofdm.body_power_w(burst[:320], WAVEFORM) == pytest.approx(average_w, rel=1e-4)
+    assert ofdm.body_power_w(burst[320:960], WAVEFORM) == pytest.approx(average_w, rel=1e-4)
+    # through the channels that it inverts, two nodes' preambles and data add up in phase
+    channel = 1 / precoder
+    received = ofdm.modulate((ofdm.demodulate(burst, WAVEFORM).reshape(-1, 192) * channel).reshape(-1), WAVEFORM)
+    read = frames.read(received[None], WAVEFORM, len(symbols), combiner=np.ones(1), reference=1.0)
+    np.testing.assert_allclose(read.symbols, symbols, atol=1e-4)

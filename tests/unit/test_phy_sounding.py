@@ -92,7 +92,8 @@ def test_a_selective_channel_is_measured_and_does_not_count_as_noise():
         noises.append(heard.noise_w)
         responses.append(heard.response - expected)
     assert np.mean(noises) == pytest.approx(0.01, rel=0.03)
-    assert np.mean(np.abs(responses) ** 2) == pytest.approx(0.01 / 8, rel=0.05)
+    # the noise of echoes that the prefix could hold is left, a third of all
+    assert 49 / 192 < np.mean(np.abs(responses) ** 2) / (0.01 / 8) < 64 / 192
 
 
 @pytest.mark.parametrize("delay", [-12.0, 3.0, 14.0])

@@ -250,7 +250,7 @@ def test_transmit_power_is_limited(hub, port):
     block = np.ones(80, np.complex64)
     transmitter.transmit(np.float32(0.1) * block, at_s=0.0)
     with pytest.raises(LimitError, match=r"a would transmit 0\.01\d* W .* limit is 0\.01 W"):
-        transmitter.transmit(np.float32(0.1001) * block, at_s=0.0)
+        transmitter.transmit(np.float32(0.106) * block, at_s=0.0)
     for samples in (np.full(80, np.nan), np.zeros(0), np.zeros((2, 3))):
         with pytest.raises(LimitError):
             transmitter.transmit(samples, at_s=0.0)

@@ -147,7 +147,7 @@ def powers_of(world: World) -> np.ndarray:
 
 @pytest.mark.parametrize("model", ["room", "isotropic"])
 def test_paths_that_are_all_alike_make_a_rayleigh_channel(model):
-    power = powers_of(World(bench_with(4000, model=model, num_paths=6, rician_k_db=None), seed=1))
+    power = powers_of(World(bench_with(4000, model=model, num_paths=6, line_of_sight=False), seed=1))
     # Gaussian gains: exactly exponential, whatever the number of paths
     assert power.mean() == pytest.approx(1.0, abs=4 / np.sqrt(4000))
     assert np.mean(power**2) == pytest.approx(2.0, abs=4 * np.sqrt(20 / 4000))
@@ -166,7 +166,7 @@ def test_rician_channels_have_the_moments_of_their_factor(model):
 
 
 def test_isotropic_waves_decorrelate_as_a_sinc():
-    bench = bench_with(4000, model="isotropic", rician_k_db=None)
+    bench = bench_with(4000, model="isotropic", line_of_sight=False)
     world = World(bench, seed=3)
     step_m = np.array([0.0, 0.2, 0.5, 0.7, 1.0, 1.3]) * bench.wavelength_m
     for axis in (0, 1):
@@ -205,16 +205,16 @@ def test_shadowing_is_log_normal_and_holds_for_every_path():
         np.testing.assert_allclose(ratio, shadowed.path_gain(node) / clear.path_gain(node), rtol=1e-9)
 
 
-@pytest.mark.parametrize("rician_k_db", [None, 3.0])
-def test_frequencies_decorrelate_as_the_exponential_delay_profile_tells(rician_k_db):
+@pytest.mark.parametrize("line_of_sight", [False, True])
+def test_frequencies_decorrelate_as_the_exponential_delay_profile_tells(line_of_sight):
     num_nodes, spread_s = 4000, 80e-9
-    settings = {"num_paths": 5, "rician_k_db": rician_k_db, "delay_spread_s": spread_s, "selective": True}
+    settings = {"num_paths": 5, "line_of_sight": line_of_sight, "delay_spread_s": spread_s, "selective": True}
     world = World(bench_with(num_nodes, model="isotropic", **settings), seed=5)
     offset_hz = np.array([-2.5e6, 0.0, 0.5e6, 1.5e6, 4e6])
     response = world.response(tuple(world.paths), np.zeros((1, 2)), np.zeros(1), offset_hz)[0, :, 0]
     response = response / np.sqrt([world.path_gain(node) for node in world.paths])
     correlation = np.mean(response * response[1].conj(), axis=1)
-    first = 1 / 5 if rician_k_db is None else 10**0.3 / (1 + 10**0.3)
+    first = 1 / 5 if not line_of_sight else 10**0.3 / (1 + 10**0.3)
     mean_s = spread_s / np.sqrt(1 - first**2)
     expected = first + (1 - first) / (1 + 2j * np.pi * offset_hz * mean_s)
     np.testing.assert_allclose(correlation, expected, atol=4 / np.sqrt(num_nodes))
@@ -274,7 +274,7 @@ def test_the_world_says_whether_it_moves():
 
 
 def test_block_fading_keeps_directions_and_draws_gains():
-    world = World(bench_with(fading="block", coherence_s=0.5, num_paths=1, rician_k_db=None), seed=8)
+    world = World(bench_with(fading="block", coherence_s=0.5, num_paths=1, line_of_sight=False), seed=8)
     now, still, later = (world.channel("n0", LINE_M, at_s) for at_s in (0.1, 0.4, 0.6))
     np.testing.assert_array_equal(now, still)
     ratio = later / now

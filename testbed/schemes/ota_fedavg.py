@@ -84,7 +84,7 @@ class OtaFedAvg(Scheme[OtaState]):
         "phase, full power and only phases aligned",
     )
     threshold: float = Field(
-        0.1, ge=0, description="precoding truncated: gain, relative to its mean, below which a node is silent"
+        0.1, ge=0, lt=1, description="precoding truncated: gain, relative to its mean, below which a node is silent"
     )
     per_subcarrier: bool = Field(False, description="sound and precode every subcarrier, for frequency-selective rooms")
     phase_bits: int | None = Field(None, ge=1, le=16, description="bits of each node's phase feedback; exact if absent")

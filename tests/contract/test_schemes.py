@@ -29,9 +29,25 @@ def test_the_schemes_of_the_house(name: str) -> None:
     check_scheme(scheme_class(name)(), _experiment(name), small_bench(), ADAPTER)
 
 
-@pytest.mark.parametrize("changes", [{"truncate_db": 1.0}, {"search_every": 2}, {"visits": 1}, {"move": False}])
-def test_options_of_ota_fedavg(changes: dict[str, Any]) -> None:
-    check_scheme(scheme_class("ota-fedavg")(**changes), _experiment("ota-fedavg"), small_bench(), ADAPTER)
+OPTIONS: list[tuple[str, dict[str, Any]]] = [
+    ("ota-fedavg", {"truncate_db": 1.0}),
+    ("ota-fedavg", {"search_every": 2}),
+    ("ota-fedavg", {"visits": 1}),
+    ("ota-fedavg", {"move": False}),
+    ("ota-fedavg", {"precoding": "truncated", "per_subcarrier": True}),
+    ("ota-fedavg", {"precoding": "truncated", "threshold": 0.9}),
+    ("ota-fedavg", {"precoding": "cotaf", "clip_db": 3.0}),
+    ("ota-fedavg", {"precoding": "phase", "phase_bits": 2}),
+    ("obda", {"truncate_db": 1.0}),
+    ("fsk-mv", {"align_power": False, "abstain": 0.5}),
+    ("fedavg", {"link": "ideal", "payload": "topk", "error_feedback": True}),
+    ("fedavg", {"coding": "qpsk-hamming", "payload": "int8"}),
+]
+
+
+@pytest.mark.parametrize(("name", "changes"), OPTIONS)
+def test_options_of_the_schemes(name: str, changes: dict[str, Any]) -> None:
+    check_scheme(scheme_class(name)(**changes), _experiment(name), small_bench(), ADAPTER)
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -112,9 +112,12 @@ class SigmfRadio:
         """Choose the capture that was recorded at this instant with this length, or the next one.
 
         Raises:
+            LimitError: there is nothing to capture.
             RadioFault: there is no such capture; it says what was asked and what the folder holds.
         """
         self._window = None
+        if num_samples < 1:
+            raise LimitError(f"a capture of {num_samples} samples")
         found = self._next(num_samples) if self._in_order else self._at(num_samples, at_s)
         if found is None:
             raise self._absent(num_samples, at_s)

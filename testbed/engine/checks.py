@@ -90,13 +90,15 @@ def check_transmitter(radio: Radio, *, frequency_hz: float, sample_rate_hz: floa
     _refused(
         lambda: radio.transmit(np.full(16, np.nan, np.complex64), at_s=at_s), "a burst that is not finite was accepted"
     )
+    _refused(lambda: radio.transmit(np.zeros(0, np.complex64), at_s=at_s), "an empty burst was accepted")
+    _refused(lambda: radio.transmit(np.zeros((2, 8), np.complex64), at_s=at_s), "a burst of two rows was accepted")
     for _ in range(2):
         radio.mute()
         radio.close()
 
 
 def check_receiver(radio: Radio, *, frequency_hz: float, sample_rate_hz: float, at_s: float) -> None:
-    """It returns what was armed, [num_antennas, num_samples] complex64 and finite, and nothing that was not."""
+    """It returns what was armed, all antennas or their combination, complex64 and finite, and nothing that was not."""
     can = _check_capabilities(radio, frequency_hz, sample_rate_hz)
     failed = False
     try:
@@ -109,6 +111,11 @@ def check_receiver(radio: Radio, *, frequency_hz: float, sample_rate_hz: float, 
     assert samples.shape == (can.num_antennas, 512), f"a capture has shape {samples.shape}"
     assert samples.dtype == np.complex64, f"a capture is {samples.dtype}"
     assert np.isfinite(samples).all(), "a capture holds values that are not finite"
+    radio.arm(512, at_s=at_s)
+    combined = radio.read(np.ones(can.num_antennas) / np.sqrt(can.num_antennas))
+    assert combined.shape == (1, 512), f"a combined capture has shape {combined.shape}"
+    assert combined.dtype == np.complex64, f"a combined capture is {combined.dtype}"
+    _refused(lambda: radio.arm(0, at_s=at_s), "an empty capture was accepted")
     for _ in range(2):
         radio.mute()
         radio.close()

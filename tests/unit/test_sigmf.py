@@ -63,6 +63,8 @@ class NoiseRadio:
         self.calls.append(("transmit", samples.size, at_s))
 
     def arm(self, num_samples: int, *, at_s: float) -> None:
+        if num_samples < 1:
+            raise LimitError("nothing to capture")
         self.calls.append(("arm", num_samples, at_s))
         self.armed = num_samples
 
@@ -358,9 +360,11 @@ def test_what_was_not_recorded_is_refused_with_what_the_folder_holds(tmp_path: P
     message = str(caught.value)
     assert "no recording of 100 samples from 1.9 s on: it holds 2 recordings" in message
     assert "capture-000001.sigmf-meta with 128 samples from 2 s on; capture-000000.sigmf-meta with 64" in message
-    for num_samples, at_s in ((63, 0.5), (0, 0.5), (64, float("nan"))):
+    for num_samples, at_s in ((63, 0.5), (64, float("nan"))):
         with pytest.raises(RadioFault, match="no recording of"):
             radio.arm(num_samples, at_s=at_s)
+    with pytest.raises(LimitError, match="0 samples"):
+        radio.arm(0, at_s=0.5)
     # a refused capture leaves nothing armed
     with pytest.raises(RadioFault, match="before it was armed"):
         radio.read()

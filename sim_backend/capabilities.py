@@ -88,7 +88,7 @@ def check_level(bench: BenchSpec) -> None:
             remedy=remedy,
         )
     prefix_s = bench.waveform.cyclic_prefix / bench.sample_rate_hz
-    spread_s = 6 * math.hypot(bench.radio.start_jitter_s, impairments.start_offset_s)
+    spread_s = 6 * math.hypot(bench.start_std_s, impairments.start_offset_s)
     if spread_s > prefix_s:
         later = impairments.start_offset_s > bench.radio.start_jitter_s
         raise ConfigError(

@@ -1,12 +1,19 @@
 """The air adds: bursts through their channels into a capture, chunk by chunk.
 
-No temporary is larger than a chunk. Bursts are given by their samples and by the index of the capture at which each
-begins, which may be negative; channels are those of the rows that are wanted, antennas or one combination of them.
+Long captures are worked on by several threads, each with a few chunks at a time; no temporary is larger than those.
+What a chunk holds does not depend on who computes it. Bursts are given by their samples and by the index of the
+capture at which each begins, which may be negative; channels are those of the rows that are wanted, antennas or one
+combination of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import scipy.fft
@@ -15,11 +22,17 @@ from numpy.lib.stride_tricks import sliding_window_view
 CHUNK = 8192
 """Elements of a chunk; the room stands still within one."""
 
-# complex multiplications of one product. OpenBLAS keeps up to 2^16 of them on one thread, and with a single row below
-# 2^12; where other processes keep the cores busy, waiting for its other threads costs a hundred times the product
-_PRODUCT, _ROW_PRODUCT = 65_536, 4095
+# complex multiplications of one product. OpenBLAS keeps up to 2^16 of them on one thread; where other processes keep
+# the cores busy, waiting for its other threads costs a hundred times the product
+_PRODUCT = 65_536
 _STAGGER = 24
 
+# flat channels take two chunks at a time: threads that copy shorter rows wait for the interpreter's lock
+_STRETCH = 2 * CHUNK
+# complex multiplications that outweigh the start of a thread, and the threads that find work beside that lock
+_THREAD, _MAX_THREADS = 1 << 22, 4
+
+_Job = TypeVar("_Job")
 ChannelAt = Callable[[float, Sequence[int]], np.ndarray]
 """Channels of the bursts of these numbers at an index of the capture, shape [..., num_rows, len(bursts)], complex64."""
 
@@ -33,23 +46,33 @@ def add_flat(heard: np.ndarray, bursts: Sequence[np.ndarray], offsets: Sequence[
         heard: y, shape [num_rows, num_elements], complex64, in place.
         bursts: x_k, each of shape [length_k], complex64.
         offsets: index of y at which each begins.
-        channel_at: h of some bursts at an index, [num_rows, num_active]; asked once a chunk, at its middle.
+        channel_at: h of some bursts at an index, [num_rows, num_active]; asked once a chunk, at its middle, in order
+            of time and by one thread at a time.
     """
     num_rows, num_elements = heard.shape
-    # rows a power of two apart would share few lines of the cache
-    sent = np.empty((len(bursts), min(CHUNK, num_elements) + _STAGGER), np.complex64)
-    product = np.empty((num_rows, sent.shape[1]), np.complex64)
-    for start in range(0, num_elements, CHUNK):
-        stop = min(start + CHUNK, num_elements)
-        active = _active(bursts, offsets, start, stop)
-        if not active:
-            continue
-        size = stop - start
-        # [num_active, chunk]
-        sounding = sent[: len(active), :size]
-        _gather(sounding, [bursts[k] for k in active], [offsets[k] for k in active], start)
-        _multiply(channel_at((start + stop) / 2, active), sounding, product[:, :size])
-        heard[:, start:stop] += product[:, :size]
+    size = min(_STRETCH, num_elements)
+
+    def stretches() -> Iterator[tuple[int, int, list[int], list[np.ndarray]]]:
+        for start in range(0, num_elements, _STRETCH):
+            stop = min(start + _STRETCH, num_elements)
+            active = _active(bursts, offsets, start, stop)
+            if active:
+                middles = [(begin + min(begin + CHUNK, stop)) / 2 for begin in range(start, stop, CHUNK)]
+                yield start, stop, active, [channel_at(middle, active) for middle in middles]
+
+    def add(stretches: Iterator[tuple[int, int, list[int], list[np.ndarray]]]) -> None:
+        # rows a power of two apart would share few lines of the cache
+        sent = np.empty((len(bursts), size + _STAGGER), np.complex64)
+        parts = _parts(num_rows, num_elements)
+        for start, stop, active, channels in stretches:
+            # [num_active, stretch]
+            sounding = sent[: len(active), : stop - start]
+            _gather(sounding, [bursts[k] for k in active], [offsets[k] for k in active], start)
+            for begin, channel in zip(range(start, stop, CHUNK), channels, strict=True):
+                end = min(begin + CHUNK, stop)
+                _add_product(channel, sounding[:, begin - start : end - start], heard[:, begin:end], parts)
+
+    in_parallel(stretches(), add, num_rows * len(bursts) * num_elements)
 
 
 def add_selective(
@@ -74,28 +97,34 @@ def add_selective(
         lead: taps before l = 0.
         tail: taps after it.
     """
-    num_elements = heard.shape[1]
+    num_rows, num_elements = heard.shape
     size = fft_length(lead, tail)
     hop = size - lead - tail
-    blocks = max(1, CHUNK // hop)
-    for start in range(0, num_elements, blocks * hop):
-        stop = min(start + blocks * hop, num_elements)
-        active = _active(bursts, offsets, start - tail, stop + lead)
-        if not active:
-            continue
-        count = -(-(stop - start) // hop)
-        # [num_active, count * hop + lead + tail]
-        sent = np.empty((len(active), count * hop + lead + tail), np.complex64)
-        _gather(sent, [bursts[k] for k in active], [offsets[k] for k in active], start - tail)
-        # [num_active, count, fft]
-        blocks_in = scipy.fft.fft(sliding_window_view(sent, size, axis=1)[:, ::hop])
-        # [fft, num_active, count]
-        bins = np.ascontiguousarray(blocks_in.transpose(2, 0, 1))
-        spectrum = spectrum_at((start + stop) / 2, active)
-        # [num_rows, count, fft]: each product is small, so it stays on one thread
-        mixed = np.ascontiguousarray((spectrum @ bins).transpose(1, 2, 0))
-        valid = scipy.fft.ifft(mixed, overwrite_x=True)[:, :, tail : size - lead]
-        heard[:, start:stop] += valid.reshape(len(heard), count * hop)[:, : stop - start]
+    chunk = max(1, CHUNK // hop) * hop
+
+    def chunks() -> Iterator[tuple[int, int, list[int], np.ndarray]]:
+        for start in range(0, num_elements, chunk):
+            stop = min(start + chunk, num_elements)
+            active = _active(bursts, offsets, start - tail, stop + lead)
+            if active:
+                yield start, stop, active, spectrum_at((start + stop) / 2, active)
+
+    def add(chunks: Iterator[tuple[int, int, list[int], np.ndarray]]) -> None:
+        for start, stop, active, spectrum in chunks:
+            count = -(-(stop - start) // hop)
+            # [num_active, count * hop + lead + tail]
+            sent = np.empty((len(active), count * hop + lead + tail), np.complex64)
+            _gather(sent, [bursts[k] for k in active], [offsets[k] for k in active], start - tail)
+            # [num_active, count, fft]
+            blocks_in = scipy.fft.fft(sliding_window_view(sent, size, axis=1)[:, ::hop])
+            # [fft, num_active, count]
+            bins = np.ascontiguousarray(blocks_in.transpose(2, 0, 1))
+            # [num_rows, count, fft]: each product is small, so it stays on one thread
+            mixed = np.ascontiguousarray((spectrum @ bins).transpose(1, 2, 0))
+            valid = scipy.fft.ifft(mixed, overwrite_x=True)[:, :, tail : size - lead]
+            heard[:, start:stop] += valid.reshape(num_rows, count * hop)[:, : stop - start]
+
+    in_parallel(chunks(), add, num_rows * len(bursts) * num_elements)
 
 
 def add_subcarriers(
@@ -118,26 +147,32 @@ def add_subcarriers(
         num_active: subcarriers that carry symbols.
     """
     num_rows, num_elements = heard.shape
-    whole = max(1, CHUNK // num_active)
-    for start in range(0, num_elements, whole * num_active):
-        stop = min(start + whole * num_active, num_elements)
-        active = _active(bursts, offsets, start, stop)
-        if not active:
-            continue
-        blocks = -(-(stop - start) // num_active)
-        # [num_sounding, blocks * num_active]
-        sent = np.empty((len(active), blocks * num_active), np.complex64)
-        _gather(sent, [bursts[k] for k in active], [offsets[k] for k in active], start)
-        response = response_at((start + stop) / 2, active)
-        # a burst that begins inside a block of the capture has its subcarriers shifted
-        shifted = [np.roll(response[:, :, at], offsets[k] - start, axis=0) for at, k in enumerate(active)]
-        # [num_active, num_rows, num_sounding]
-        gains = np.stack(shifted, axis=2)
-        # [num_active, num_sounding, blocks]
-        carried = np.ascontiguousarray(sent.reshape(len(active), blocks, num_active).transpose(2, 0, 1))
-        # [num_rows, blocks * num_active]
-        mixed = (gains @ carried).transpose(1, 2, 0).reshape(num_rows, blocks * num_active)
-        heard[:, start:stop] += mixed[:, : stop - start]
+    chunk = max(1, CHUNK // num_active) * num_active
+
+    def chunks() -> Iterator[tuple[int, int, list[int], np.ndarray]]:
+        for start in range(0, num_elements, chunk):
+            stop = min(start + chunk, num_elements)
+            active = _active(bursts, offsets, start, stop)
+            if active:
+                yield start, stop, active, response_at((start + stop) / 2, active)
+
+    def add(chunks: Iterator[tuple[int, int, list[int], np.ndarray]]) -> None:
+        for start, stop, active, response in chunks:
+            blocks = -(-(stop - start) // num_active)
+            # [num_sounding, blocks * num_active]
+            sent = np.empty((len(active), blocks * num_active), np.complex64)
+            _gather(sent, [bursts[k] for k in active], [offsets[k] for k in active], start)
+            # a burst that begins inside a block of the capture has its subcarriers shifted
+            shifted = [np.roll(response[:, :, at], offsets[k] - start, axis=0) for at, k in enumerate(active)]
+            # [num_active, num_rows, num_sounding]
+            gains = np.stack(shifted, axis=2)
+            # [num_active, num_sounding, blocks]
+            carried = np.ascontiguousarray(sent.reshape(len(active), blocks, num_active).transpose(2, 0, 1))
+            # [num_rows, blocks * num_active]
+            mixed = (gains @ carried).transpose(1, 2, 0).reshape(num_rows, blocks * num_active)
+            heard[:, start:stop] += mixed[:, : stop - start]
+
+    in_parallel(chunks(), add, num_rows * len(bursts) * num_elements)
 
 
 def fft_length(lead: int, tail: int) -> int:
@@ -188,28 +223,92 @@ def fir_spectrum(response: np.ndarray, *, lead: int, tail: int) -> np.ndarray:
 
 def multiply_rows(row: np.ndarray, capture: np.ndarray) -> np.ndarray:
     """row @ capture on one thread: shapes [num_antennas] and [num_antennas, n] give [1, n], complex64."""
-    out = np.empty((1, capture.shape[1]), np.complex64)
+    out = np.zeros((1, capture.shape[1]), np.complex64)
+    parts = _parts(1, capture.shape[1])
     for start in range(0, capture.shape[1], CHUNK):
-        _multiply(row[None], capture[:, start : start + CHUNK], out[:, start : start + CHUNK])
+        _add_product(row[None], capture[:, start : start + CHUNK], out[:, start : start + CHUNK], parts)
     return out
 
 
-def _multiply(channel: np.ndarray, sent: np.ndarray, product: np.ndarray) -> None:
-    """product <- channel @ sent, as one stack of products that each stay on one thread."""
-    (num_rows, num_sent), size = channel.shape, sent.shape[1]
-    if num_sent == 1:
-        np.multiply(channel, sent, out=product)
+def in_parallel(jobs: Iterator[_Job], work: Callable[[Iterator[_Job]], None], multiplications: int) -> None:
+    """Work through jobs on as many threads as pay; each draws its next job when it has done one.
+
+    Args:
+        jobs: in their order; the iterator is advanced by one thread at a time.
+        work: does the jobs that it draws, which share nothing that it writes. Called once by each thread, one of them
+            the caller's; the others have ended when this returns.
+        multiplications: complex ones of all jobs together, or work that takes as long.
+
+    Raises:
+        Exception: whatever the jobs or the work raise.
+    """
+    num_threads = min(num_cores(), _MAX_THREADS, multiplications // _THREAD)
+    if num_threads < 2:
+        work(jobs)
         return
-    width = max(8, (_ROW_PRODUCT if num_rows == 1 else _PRODUCT) // (num_rows * num_sent))
-    stacks = size // width
+    lock = threading.Lock()
+    done = False
+
+    def draw() -> Iterator[_Job]:
+        while True:
+            with lock:
+                if done:
+                    return
+                try:
+                    job = next(jobs)
+                except StopIteration:
+                    return
+            yield job
+
+    with ThreadPoolExecutor(num_threads - 1) as pool:
+        others = [pool.submit(work, draw()) for _ in range(num_threads - 1)]
+        try:
+            work(draw())
+        finally:
+            done = True  # the jobs are drawn, or the caller has been interrupted
+    for other in others:
+        other.result()
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _parts(num_rows: int, num_elements: int) -> np.ndarray:
+    """Room for `_add_product` of a chunk: real and imaginary part of the channel times what is sent."""
+    return np.empty((2 * num_rows, min(CHUNK, num_elements) + _STAGGER), np.complex64)
+
+
+def _add_product(channel: np.ndarray, sent: np.ndarray, heard: np.ndarray, parts: np.ndarray) -> None:
+    """heard += channel @ sent, as one stack of products that each stay on one thread.
+
+    H x = Re(H) x + j Im(H) x, since OpenBLAS multiplies real matrices half as fast again as complex ones.
+    """
+    (num_rows, num_sent), size = channel.shape, sent.shape[1]
+    # [2 * num_rows, chunk]
+    product = parts[:, :size]
+    if num_sent == 1:
+        np.multiply(channel, sent, out=product[:num_rows])
+        heard += product[:num_rows]
+        return
+    # [2 * num_rows, num_sent] @ [num_sent, 2 * chunk]: real and imaginary parts of the samples take turns
+    gains, sent, out = np.concatenate([channel.real, channel.imag]), sent.view(np.float32), product.view(np.float32)
+    width = 2 * max(8, _PRODUCT // (num_rows * num_sent))
+    stacks = 2 * size // width
     even = stacks * width
     if stacks:
-        # [stacks, num_rows, width] = [num_rows, num_sent] @ [stacks, num_sent, width]
+        # [stacks, 2 * num_rows, width] = [2 * num_rows, num_sent] @ [stacks, num_sent, width]
         left = sent[:, :even].reshape(num_sent, stacks, width).transpose(1, 0, 2)
-        out = product[:, :even].reshape(num_rows, stacks, width).transpose(1, 0, 2)
-        np.matmul(channel, left, out=out)
-    if even < size:
-        np.matmul(channel, sent[:, even:], out=product[:, even:])
+        np.matmul(gains, left, out=out[:, :even].reshape(2 * num_rows, stacks, width).transpose(1, 0, 2))
+    if even < 2 * size:
+        np.matmul(gains, sent[:, even:], out=out[:, even:])
+    real, imaginary = product[:num_rows], product[num_rows:]
+    imaginary *= np.complex64(1j)
+    real += imaginary
+    heard += real
 
 
 def _active(bursts: Sequence[np.ndarray], offsets: Sequence[int], start: int, stop: int) -> list[int]:

@@ -95,13 +95,16 @@ class TransmitChain:
         self._is_off = own.oscillator_ppm > 0 or own.drift_ppm_s > 0
         self._wanders = own.phase_noise_deg > 0 or own.phase_jumps != "never"
 
-    def radiate(self, samples: np.ndarray, at_s: float, num_tunings: int) -> tuple[np.ndarray, float]:
+    def radiate(
+        self, samples: np.ndarray, at_s: float, num_tunings: int, late_s: float = 0.0
+    ) -> tuple[np.ndarray, float]:
         """What leaves the antenna, sample by sample.
 
         Args:
             samples: shape [num_samples], complex64.
             at_s: instant of the first, as ordered.
             num_tunings: times that the frequency was written.
+            late_s: how late the trigger came.
 
         Returns:
             samples on the receiver's grid, possibly more, and the instant of the first.
@@ -110,7 +113,7 @@ class TransmitChain:
             LimitError: a sample is beyond the converter's full scale.
         """
         self._check_scale(samples)
-        late, stretch = self.delay_s(at_s) * self._rate_hz, self._stretch(at_s)
+        late, stretch = (late_s + self.delay_s(at_s)) * self._rate_hz, self._stretch(at_s)
         whole = math.floor(late)
         if self._shapes:
             samples = samples.copy()
@@ -131,7 +134,7 @@ class TransmitChain:
                 chunk *= synthesiser.take(chunk.size)
         return samples, begin_s
 
-    def radiate_symbols(self, symbols: np.ndarray, at_s: float, num_tunings: int) -> np.ndarray:
+    def radiate_symbols(self, symbols: np.ndarray, at_s: float, num_tunings: int, late_s: float = 0.0) -> np.ndarray:
         """What a receiver's FFT sees of a burst of OFDM symbols while every delay lies within the cyclic prefix.
 
         Converter, branches, leak, amplifier and phase noise act on the samples of each block, so what falls on other
@@ -143,6 +146,7 @@ class TransmitChain:
             symbols: in block order, shape [num_symbols], complex64.
             at_s: instant of the first block.
             num_tunings: times that the frequency was written.
+            late_s: how late the trigger came.
 
         Returns:
             symbols, shape [num_symbols].
@@ -150,7 +154,7 @@ class TransmitChain:
         Raises:
             LimitError: a sample is beyond the converter's full scale.
         """
-        delay_s, stretch = self.delay_s(at_s), self._stretch(at_s)
+        delay_s, stretch = late_s + self.delay_s(at_s), self._stretch(at_s)
         if not (self._shapes or self._wanders or self._is_off or delay_s != 0.0 or stretch != 0.0):
             return symbols
         wave = self._waveform

@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from sim_backend.air import AirPort
+from sim_backend.beacon import Beacon
 from sim_backend.capabilities import check_level, check_tuning, radio_capabilities
 from sim_backend.transmit_chain import TransmitChain
 from testbed.core.bench import BenchSpec
@@ -41,6 +42,11 @@ class SimTransmitter:
         limit_w = min(dbm_to_w(board.max_power_dbm), dbm_to_w(bench.limits.max_power_dbm))
         self._capabilities = radio_capabilities(bench, num_antennas=0, max_power_w=limit_w)
         self._chain = TransmitChain(bench, node_index=index, seed=seed, max_power_w=limit_w)
+        self._beacon = (
+            Beacon(bench, node=node, node_index=index, offset=self._chain.crystal.offset, seed=seed)
+            if bench.radio.trigger == "beacon"
+            else None
+        )
         self._num_tunings = 0
 
     @property
@@ -58,7 +64,7 @@ class SimTransmitter:
         self._num_tunings += 1
 
     def transmit(self, samples: np.ndarray, *, at_s: float) -> None:
-        """Send one burst, then be mute; returns when the medium has it.
+        """Send one burst, then be mute; returns when the medium has it. A node that misses its beacon sends nothing.
 
         Args:
             samples: square-root watts, shape [num_samples], complex64. Average power is that of
@@ -72,10 +78,13 @@ class SimTransmitter:
         """
         samples = np.asarray(samples)
         self._check(samples, at_s)
+        late_s = 0.0 if self._beacon is None else self._beacon.late_s(at_s)
+        if late_s is None:
+            return  # it did not hear the beacon and waits for the next
         if self._waveform.level == "symbols":
-            self._port.post(self._node, at_s, self._chain.radiate_symbols(samples, at_s, self._num_tunings))
+            self._port.post(self._node, at_s, self._chain.radiate_symbols(samples, at_s, self._num_tunings, late_s))
         else:
-            radiated, begin_s = self._chain.radiate(samples, at_s, self._num_tunings)
+            radiated, begin_s = self._chain.radiate(samples, at_s, self._num_tunings, late_s)
             self._port.post(self._node, begin_s, radiated)
 
     def arm(self, num_samples: int, *, at_s: float) -> None:

@@ -8,6 +8,7 @@ they lie in the array frame.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 import numpy as np
@@ -242,10 +243,12 @@ class RadioSpec(Spec):
         "clock",
         description="what starts a simultaneous burst: a common clock, a radio beacon, or a message on the network",
     )
+    beacon_dbm: float = Field(0.0, description="power of the beacon, where that is the trigger")
     start_jitter_s: float = Field(
         0.0,
         ge=0,
-        description="standard deviation of a burst's start, measured; captures begin and end 6 of them early and late",
+        description="standard deviation of a burst's start, measured, beyond what finding a beacon adds; captures "
+        "begin and end 6 of them early and late",
     )
 
 
@@ -293,6 +296,11 @@ class BenchSpec(Spec):
                 f"waveform: {wave.num_active} of {wave.num_subcarriers} subcarriers carry no preamble; "
                 "num_subcarriers must be a multiple of 16 and num_active at least half of it"
             )
+        if self.radio.trigger == "beacon" and self.radio.beacon_dbm > self.limits.max_power_dbm:
+            raise ValueError(
+                f"radio.beacon_dbm: {self.radio.beacon_dbm:g} dBm exceeds limits.max_power_dbm = "
+                f"{self.limits.max_power_dbm:g} dBm"
+            )
         names = self.node_names
         if len(set(names)) != len(names):
             raise ValueError("nodes: two nodes have the same name")
@@ -325,3 +333,9 @@ class BenchSpec(Spec):
     def bandwidth_hz(self) -> float:
         """The band that carries symbols."""
         return self.sample_rate_hz * self.waveform.num_active / self.waveform.num_subcarriers
+
+    @property
+    def start_std_s(self) -> float:
+        """Standard deviation of a burst's start: the trigger's jitter, and half a sample where it is a beacon."""
+        beacon_s = 0.5 / self.sample_rate_hz if self.radio.trigger == "beacon" else 0.0
+        return math.hypot(self.radio.start_jitter_s, beacon_s)

@@ -44,7 +44,7 @@ class Air:
     @property
     def guard(self) -> int:
         """Elements that a capture begins early and ends late: six standard deviations of a burst's start."""
-        return math.ceil(_GUARD_SIGMAS * self.bench.radio.start_jitter_s * self.rate_hz)
+        return math.ceil(_GUARD_SIGMAS * self.bench.start_std_s * self.rate_hz)
 
     @property
     def shared_clock(self) -> bool:

@@ -267,7 +267,7 @@ def predicted_phase_errors(bench: BenchSpec, hold_s: float = HOLD_S) -> dict[str
         residual_hz = offset_std_hz(SOUNDING_PILOTS, SOUNDING_SNR, bench.waveform, bench.sample_rate_hz)
         if impairments.oscillator_ppm > 0 and drift_hz_s == 0:
             residual_hz = min(residual_hz, 1e-6 * impairments.oscillator_ppm * bench.carrier_hz)
-    jitter_s = math.sqrt(2.0) * bench.radio.start_jitter_s
+    jitter_s = math.sqrt(2.0) * bench.start_std_s
     rms_rad = math.radians(impairments.phase_noise_deg)
     return {
         "world.impairments.oscillator_ppm": phase_std_of_offset(residual_hz, hold_s),
@@ -363,7 +363,7 @@ def _prefix_s(bench: BenchSpec) -> float:
 
 
 def _start_std_s(bench: BenchSpec) -> float:
-    return math.hypot(bench.radio.start_jitter_s, bench.world.impairments.start_offset_s)
+    return math.hypot(bench.start_std_s, bench.world.impairments.start_offset_s)
 
 
 def _shared_clock(bench: BenchSpec) -> bool:

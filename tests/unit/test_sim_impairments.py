@@ -366,7 +366,7 @@ def test_the_same_burst_at_the_same_instant_is_radiated_alike_by_a_new_process(l
         np.full(320, np.nan, np.complex64),
         np.array([0.1, np.inf], np.complex64),
         np.full(320, 1e30, np.complex64),
-        np.full(320, 0.1001, np.complex64),
+        np.full(320, 0.106, np.complex64),
     ],
 )
 @pytest.mark.parametrize("level", ["samples", "symbols"])

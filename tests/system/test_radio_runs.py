@@ -54,6 +54,18 @@ def test_captures_of_another_run_are_refused(votes_run: RunResult, tmp_path: Pat
         run(votes("scheme.num_pilots=6"), tmp_path, playback=votes_run.folder / "captures")
 
 
+def test_a_resumed_run_meets_the_same_impairments_and_goes_on_recording(votes_run: RunResult, tmp_path: Path) -> None:
+    folder = tmp_path / "cut"
+    shutil.copytree(votes_run.folder, folder)
+    cut(folder, 1)
+    for capture in sorted((folder / "captures").iterdir())[4:]:
+        capture.unlink()
+    resumed = resume_experiment(folder)
+    assert resumed.summary == votes_run.summary
+    assert resumed.rounds == votes_run.rounds
+    assert len(list((folder / "captures").glob("*.sigmf-meta"))) >= 4
+
+
 def test_coherent_votes(tmp_path: Path) -> None:
     result = run(small("obda", "rounds=2", "scheme.step=0.5"), tmp_path)
     for row in result.rounds[1:]:

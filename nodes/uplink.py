@@ -54,6 +54,10 @@ class Uplink:
     _transfer: int | None = None
     _encoded: bytes = field(default=b"", repr=False)
 
+    def trained(self, update: np.ndarray) -> None:
+        """Take a new update, shape [num_values]; nothing of it is encoded yet."""
+        self.update, self._transfer = update, None
+
     def analogue(
         self, update: np.ndarray, request: messages.SendAnalogue, precoder: np.ndarray, rate_hz: float
     ) -> np.ndarray:

@@ -194,7 +194,7 @@ class Worker:
         )
         spent = node.devices.meter.end(num_tokens=outcome.num_tokens, cpu_hz=request.cpu_hz)
         update = outcome.vector - node.adapter
-        node.uplink.update = update
+        node.uplink.trained(update)
         self._say(
             request,
             messages.TrainDone,

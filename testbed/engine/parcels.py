@@ -45,6 +45,15 @@ class _Parcel:
         """Whether a packet has failed too often, or the node has fallen silent."""
         return self.silent or any(tries >= self.uplink.max_tries for tries in self.waiting.values())
 
+    def update(self, num_values: int) -> np.ndarray | None:
+        """What arrived, shape [num_values]; None where packets are missing or the bytes contradict their checks."""
+        if self.waiting:
+            return None
+        try:
+            return payload.decode(self.arrived.data(), num_values)
+        except ValueError:
+            return None
+
     def delivery(self) -> Delivery:
         """The facts for the reply."""
         snr = float(np.mean(self.snrs)) if self.snrs else None
@@ -78,7 +87,8 @@ def collect_packets(air: Air, order: Collect, num_values: int, transfer: int) ->
         opened = _open(air, wave, growth, num_values, transfer)
         air_s += _deliver(air, opened, transfer)
         parcels |= opened
-    updates = {name: payload.decode(one.arrived.data(), num_values) for name, one in parcels.items() if not one.waiting}
+    decoded = {name: one.update(num_values) for name, one in parcels.items()}
+    updates = {name: update for name, update in decoded.items() if update is not None}
     energy_j = {name: one.energy_j for name, one in parcels.items()}
     spent = Spent(air.devices.clock.now_s() - start_s, sum(energy_j.values()), air_s)
     deliveries = {name: one.delivery() for name, one in parcels.items()}

@@ -13,6 +13,7 @@ import pytest
 from testbed.core.errors import DeviceError
 from testbed.core.orders import Collect, Digital, Ideal, Payload, Sound, Sounding
 from testbed.phy import payload as payloads
+from testbed.phy.packets import Reassembly
 from tests.benches import small_bench
 from tests.loopback import Loopback, loopback
 
@@ -117,6 +118,22 @@ def test_where_no_packet_arrives_the_bench_is_at_fault(tmp_path: Path) -> None:
         with pytest.raises(DeviceError, match="no node delivered") as failure:
             bench.collect(order)
         assert "more robust coding scheme" in (failure.value.remedy or "")
+
+
+def test_packets_that_pass_their_checks_and_not_the_whole_are_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A packet that is wrong although its CRC-32 holds is one in four thousand million: the check of the whole sees it."""
+    add = Reassembly.add
+
+    def wrong(self: Reassembly, header: bytes, payload: bytes) -> bool:
+        return add(self, header, bytes([payload[0] ^ 1]) + payload[1:] if header[1] == 1 else payload)
+
+    monkeypatch.setattr(Reassembly, "add", wrong)
+    with opened(tmp_path) as bench:
+        collected = bench.collect(packets(bench))
+        assert collected.missing == ("node-01",)
+        np.testing.assert_array_equal(collected.updates["node-00"], bench.updates["node-00"])
 
 
 def test_a_silent_node_is_missing(tmp_path: Path) -> None:

@@ -26,12 +26,17 @@ def pilot_symbols(num_pilots: int, waveform: WaveformSpec) -> np.ndarray:
     Reference:
         D. Chu, "Polyphase codes with good periodic correlation properties", IEEE Trans. Inf. Theory 1972.
     """
-    index = np.arange(waveform.num_active, dtype=np.int64)
+    return np.tile(_pilot_block(waveform.num_active), num_pilots)
+
+
+@lru_cache(maxsize=8)
+def _pilot_block(num_active: int) -> np.ndarray:
+    """One block's pilots, shape [num_active], complex64."""
+    index = np.arange(num_active, dtype=np.int64)
     # the phase in units of pi / num_active is periodic in 2 num_active; reducing it first keeps it exact
-    sequence = np.exp(-1j * np.pi / waveform.num_active * (index * index % (2 * waveform.num_active)))
+    sequence = np.exp(-1j * np.pi / num_active * (index * index % (2 * num_active)))
     # lowest frequency first -> positive frequencies first
-    ordered = np.roll(sequence, waveform.num_active // 2)
-    return np.tile(ordered, num_pilots).astype(np.complex64)
+    return np.roll(sequence, num_active // 2).astype(np.complex64)
 
 
 def estimate_channel(received: np.ndarray, pilots: np.ndarray, power_w: float) -> tuple[np.ndarray, float]:

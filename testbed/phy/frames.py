@@ -9,14 +9,14 @@ At level symbols a block is its symbols, without OFDM, and a pilot block stands 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from testbed.core.bench import WaveformSpec
 from testbed.phy import ofdm, preamble, tracking
 from testbed.phy.estimate import pilot_symbols
-from testbed.phy.segment import PILOT, SHORT, Layout, Timing, block_elements, find_frames, layout
+from testbed.phy.segment import PILOT, SHORT, Layout, Timing, block_elements, find_frames, layout, without
 
 CHUNK_BLOCKS = 2048
 
@@ -27,8 +27,8 @@ class FrameRead:
 
     Attributes:
         symbols: shape [num_symbols], complex64; zero where the frame was lost.
-        lost: frames that were not found.
-        lag: by how many elements the frames came later than nominal, their mean.
+        lost: frames that were not found, or whose pilots are absent.
+        lag: by how many elements the frames came later than nominal, their mean; 0 where every frame was lost.
         cfo: carrier offset, cycles per sample.
         gain: mean of the pilots after the corrections over `reference`, 1 for perfect alignment; the pilots' mean in
             square-root watts where there is no reference; 0 where every frame was lost.
@@ -108,7 +108,8 @@ def read(
     """Read a segment back as f^H y, and take out what all pilots have in common.
 
     With a `reference` the phase, the delay and the slow turn that the pilots' sum shows are taken out of the data; the
-    amplitude is left alone, so a loss of coherence stays visible. See `testbed.phy.tracking`.
+    amplitude is left alone, so a loss of coherence stays visible. A frame whose pilots are absent is lost, whether or
+    not frames are looked for. See `testbed.phy.tracking`.
 
     Args:
         samples: y, shape [num_antennas, num_elements].
@@ -122,8 +123,7 @@ def read(
             takes nothing out.
 
     Returns:
-        symbols and measurements. The carrier offset is not measured, and 0, where guard is 0 and there is no reference;
-        at level symbols the delay is not either.
+        symbols and measurements. The carrier offset is not measured, and 0, where guard is 0 and there is no reference.
 
     Raises:
         ValueError: a shape is wrong, a scheduled segment lies outside the capture, an argument is out of range, or a
@@ -253,26 +253,41 @@ def _capture(samples: np.ndarray, start: int, guard: int, num_symbols: int) -> n
 def _read(receiver: _Receiver, timing: Timing, num_symbols: int, reference: float | None) -> FrameRead:
     plan, waveform = receiver.plan, receiver.waveform
     symbols = np.zeros((int(plan.source.max()) + 1, waveform.num_active), np.complex64)
-    known = plan.known[timing.found[plan.frame[plan.known]]]
-    if not len(known):
-        return FrameRead(symbols.reshape(-1)[:num_symbols], len(timing.found), 0.0, timing.cfo, 0j, None)
-    # what each known block says of the channel, [len(known), num_active]
-    response = receiver.symbols(known) * _known(waveform)[plan.source[known]].conj()
-    pilots = tracking.Pilots(response, plan.frame[known], plan.source[known] == SHORT, receiver.elements(known))
+    pilots = _pilots(receiver, timing.found)
+    if reference is not None and len(pilots.frame):
+        missing = tracking.absent(pilots, waveform, reference)
+        if len(missing):
+            timing = without(timing, receiver.samples, waveform, missing)
+            receiver = replace(receiver, cfo=timing.cfo)
+            pilots = _pilots(receiver, timing.found)
+    found = timing.found
+    lost = int(np.sum(~found))
+    if not len(pilots.frame):
+        return FrameRead(symbols.reshape(-1)[:num_symbols], lost, 0.0, timing.cfo, 0j, None)
     track = tracking.follow(pilots, waveform, receiver.cfo, correct=reference is not None)
-    data = plan.data[timing.found[plan.frame[plan.data]]]
+    data = plan.data[found[plan.frame[plan.data]]]
     for begin in range(0, len(data), CHUNK_BLOCKS):
         blocks = data[begin : begin + CHUNK_BLOCKS]
         read = receiver.symbols(blocks)
         if reference is not None:
             read *= tracking.correction(track, plan.frame[blocks], receiver.elements(blocks), waveform)
         symbols[plan.source[blocks]] = read
-    lag = float(np.mean((timing.starts - timing.nominal + track.delay_of(len(timing.found)))[timing.found]))
+    # a delay is measured in samples
+    lag = track.delay_of(len(found)) * block_elements(waveform) / preamble.block_length(waveform)
     return FrameRead(
         symbols.reshape(-1)[:num_symbols],
-        int(np.sum(~timing.found)),
-        lag,
+        lost,
+        float(np.mean((timing.starts - timing.nominal + lag)[found])),
         timing.cfo + track.cfo,
         track.gain / (1.0 if reference is None else reference),
         track.noise_w,
     )
+
+
+def _pilots(receiver: _Receiver, found: np.ndarray) -> tracking.Pilots:
+    """The known blocks of these frames, [num_frames], and what each says of the channel."""
+    plan = receiver.plan
+    known = plan.known[found[plan.frame[plan.known]]]
+    # [len(known), num_active]
+    response = receiver.symbols(known) * _known(receiver.waveform)[plan.source[known]].conj()
+    return tracking.Pilots(response, plan.frame[known], plan.source[known] == SHORT, receiver.elements(known))

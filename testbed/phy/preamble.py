@@ -7,6 +7,7 @@ pilots it knows, which gives the exact start and confirms the find.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ from testbed.phy.training import (
     PREAMBLE_BLOCKS,
     block_length,
     coarse_cfo,
+    common_cfo,
     estimate_cfo,
     short_symbols,
     short_training,
@@ -32,6 +34,7 @@ __all__ = [
     "Arrival",
     "block_length",
     "candidate_threshold",
+    "common_cfo",
     "confirmation_threshold",
     "detect",
     "estimate_cfo",
@@ -104,13 +107,19 @@ def confirmation_threshold(num_antennas: int, waveform: WaveformSpec) -> float:
         threshold; above 1 where the waveform is too short for this probability.
     """
     terms = 2 * num_antennas
+    return _erlang_quantile(terms) / (terms * block_length(waveform))
+
+
+@functools.lru_cache(maxsize=64)
+def _erlang_quantile(terms: int) -> float:
+    """What the sum of so many exponential variables of unit mean exceeds with probability `FALSE_ALARM`."""
     low, high = 0.0, 40.0 + 4.0 * terms
     for _ in range(60):
         middle = (low + high) / 2
         # the upper tail of the Erlang distribution, by logarithms
         tail = sum(math.exp(i * math.log(middle) - middle - math.lgamma(i + 1)) for i in range(terms))
         low, high = (middle, high) if tail > FALSE_ALARM else (low, middle)
-    return high / (terms * block_length(waveform))
+    return high
 
 
 def detect(samples: np.ndarray, waveform: WaveformSpec, *, threshold: float | None = None) -> Arrival | None:
@@ -200,33 +209,35 @@ def _confirmed(
         return None
     # the candidate may be many samples off, and a block beside a strong preamble the pilots fit a little as well: go on
     # to where they fit much better, wherever that is, then look again with the carrier offset found there
+    least = _least(samples, waveform, threshold)
     for _ in range(CLIMBS):
         cfo = estimate_cfo(samples, found.start, waveform, found.spread)
-        beside = _beside(samples, waveform, found.start, cfo, threshold)
+        begin, metric = _beside(samples, waveform, found.start, cfo)
+        beside = _best(metric, begin, waveform, cfo, least)
         if beside is None or beside.metric < 1.5 * found.metric:
             break
         if not first - MARGIN <= beside.start <= last + MARGIN:
             return None
         found = beside
     low, high = max(found.start - MARGIN, first), min(found.start + found.spread + MARGIN, last)
-    found = locate(samples, waveform, low, high, cfo=cfo, threshold=threshold)
+    if begin <= low <= high < begin + len(metric):
+        found = _best(metric[low - begin : high + 1 - begin], low, waveform, cfo, least)
+    else:
+        found = locate(samples, waveform, low, high, cfo=cfo, threshold=threshold)
     if found is None or not _repeats(samples, waveform, found):
         return None
     return Arrival(found.start, estimate_cfo(samples, found.start, waveform, found.spread), found.metric, found.spread)
 
 
-def _beside(
-    samples: np.ndarray, waveform: WaveformSpec, start: int, cfo: float, threshold: float | None
-) -> Arrival | None:
-    """The best arrival within a block of a start, even one that the capture's end cuts."""
+def _beside(samples: np.ndarray, waveform: WaveformSpec, start: int, cfo: float) -> tuple[int, np.ndarray]:
+    """Metric of `locate` within a block of a start, even where the capture's end cuts; and the first start it is of."""
     block = block_length(waveform)
     begin, reach = max(start - block - MARGIN, 0), block + MARGIN
-    near = samples[:, begin : start + reach + PREAMBLE_BLOCKS * block]
-    missing = start + reach + PREAMBLE_BLOCKS * block - begin - near.shape[-1]
-    best = locate(
-        np.pad(near, ((0, 0), (0, missing))), waveform, 0, start + reach - begin, cfo=cfo, threshold=threshold
-    )
-    return None if best is None else Arrival(best.start + begin, best.cfo, best.metric, best.spread)
+    near = samples[:, begin + block : start + reach + PREAMBLE_BLOCKS * block]
+    missing = start + reach + (PREAMBLE_BLOCKS - 1) * block - begin - near.shape[-1]
+    if missing:
+        near = np.pad(near, ((0, 0), (0, missing)))
+    return begin, _pilot_correlation(near, waveform, cfo)
 
 
 def _repeats(samples: np.ndarray, waveform: WaveformSpec, found: Arrival) -> bool:
@@ -260,7 +271,15 @@ def locate(
     if last < first:
         return None
     metric = _pilot_correlation(samples[:, first + block : last + PREAMBLE_BLOCKS * block], waveform, cfo)
-    least = confirmation_threshold(len(samples), waveform) if threshold is None else threshold
+    return _best(metric, first, waveform, cfo, _least(samples, waveform, threshold))
+
+
+def _least(samples: np.ndarray, waveform: WaveformSpec, threshold: float | None) -> float:
+    return confirmation_threshold(len(samples), waveform) if threshold is None else threshold
+
+
+def _best(metric: np.ndarray, first: int, waveform: WaveformSpec, cfo: float, least: float) -> Arrival | None:
+    """The arrival where the metric of the starts from `first` on is largest, or None where it is below `least`."""
     peak = int(np.argmax(metric))
     if not metric[peak] >= least:
         return None
@@ -324,20 +343,38 @@ def _window_sum(values: np.ndarray, length: int) -> np.ndarray:
 def _pilot_correlation(samples: np.ndarray, waveform: WaveformSpec, cfo: float) -> np.ndarray:
     """Metric of `locate`, shape [num_samples - 2 block + 1]; `samples` begins where the first pilot block may."""
     _require_finite(samples)
-    block = block_length(waveform)
-    pilot = ofdm.modulate(pilot_symbols(1, waveform), waveform)
+    block, numerology = block_length(waveform), (waveform.num_subcarriers, waveform.num_active, waveform.cyclic_prefix)
     # [num_antennas, num_samples]
     turned = samples * np.exp(-2j * np.pi * cfo * np.arange(samples.shape[-1])).astype(np.complex64)
     size = scipy.fft.next_fast_len(samples.shape[-1])
     spectrum = scipy.fft.fft(turned.astype(np.complex64, copy=False), size)
-    spectrum *= scipy.fft.fft(pilot, size).conj()
+    spectrum *= _pilot_spectrum(*numerology, size)
     # one block's correlation, [num_samples - block + 1]
     single = np.square(np.abs(scipy.fft.ifft(spectrum, overwrite_x=True)[:, : samples.shape[-1] - block + 1])).sum(0)
     power = (np.square(turned.real) + np.square(turned.imag)).sum(axis=0, dtype=np.float64)
-    energy = _window_sum(power, 2 * block) * float(np.vdot(pilot, pilot).real)
+    energy = _window_sum(power, 2 * block) * _pilot_energy(*numerology)
     first, second = single[:-block], single[block:]
     # one pilot block alone is no preamble: it stands beside one, or the capture cuts it
     explained = np.where(np.maximum(first, second) <= IMBALANCE * np.minimum(first, second), first + second, 0.0)
     floor = 1e-12 * float(energy.max()) + np.finfo(np.float64).tiny
     metric: np.ndarray = np.divide(explained, energy, out=np.zeros_like(energy), where=energy > floor)
     return metric
+
+
+@functools.lru_cache(maxsize=32)
+def _pilot(num_subcarriers: int, num_active: int, cyclic_prefix: int) -> np.ndarray:
+    waveform = WaveformSpec(num_subcarriers=num_subcarriers, num_active=num_active, cyclic_prefix=cyclic_prefix)
+    return ofdm.modulate(pilot_symbols(1, waveform), waveform)
+
+
+@functools.lru_cache(maxsize=32)
+def _pilot_energy(num_subcarriers: int, num_active: int, cyclic_prefix: int) -> float:
+    pilot = _pilot(num_subcarriers, num_active, cyclic_prefix)
+    return float(np.vdot(pilot, pilot).real)
+
+
+@functools.lru_cache(maxsize=32)
+def _pilot_spectrum(num_subcarriers: int, num_active: int, cyclic_prefix: int, size: int) -> np.ndarray:
+    """Conjugate spectrum of a pilot block at so many points."""
+    spectrum: np.ndarray = scipy.fft.fft(_pilot(num_subcarriers, num_active, cyclic_prefix), size).conj()
+    return spectrum

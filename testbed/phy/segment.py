@@ -8,7 +8,7 @@ data it needs.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from testbed.core.bench import WaveformSpec
 from testbed.phy import ofdm, preamble
 
 SHORT, PILOT = -2, -1
+# Frames, spread over a segment, that tell its carrier offset where timing is scheduled.
+CFO_FRAMES = 32
 
 
 @dataclass(frozen=True)
@@ -128,21 +130,49 @@ def find_frames(
         raise ValueError(f"elements {start} to {end} of the segment lie outside {samples.shape[-1]} elements")
     cfo = 0.0
     if measure and waveform.level == "samples":
-        # wherever in the prefix the nodes may be
-        early = ofdm.window_advance(waveform)
-        late = waveform.cyclic_prefix - early
-        cfo = float(np.mean([preamble.estimate_cfo(samples, int(at), waveform, late, early) for at in nominal[:16]]))
+        cfo = _carrier(samples, waveform, nominal)
     none = np.zeros(plan.num_frames, np.int64)
     return Timing(nominal, nominal, np.ones(plan.num_frames, bool), none, cfo)
 
 
+def without(timing: Timing, samples: np.ndarray, waveform: WaveformSpec, missing: np.ndarray) -> Timing:
+    """The timing where some frames turn out not to be there: they count as lost and tell no carrier offset.
+
+    Args:
+        timing: as of `find_frames`.
+        samples: shape [num_antennas, num_elements].
+        waveform: numerology.
+        missing: numbers of the frames, shape [num_missing].
+
+    Returns:
+        the timing.
+    """
+    found = timing.found.copy()
+    found[missing] = False
+    cfo = timing.cfo
+    if waveform.level == "samples" and np.any(found):
+        cfo = _carrier(samples, waveform, timing.starts[found])
+    return replace(timing, found=found, cfo=cfo)
+
+
+def _carrier(samples: np.ndarray, waveform: WaveformSpec, starts: np.ndarray) -> float:
+    """Carrier offset from some of these frames, wherever in the prefix the nodes may be."""
+    early = ofdm.window_advance(waveform)
+    some = starts[:: -(-len(starts) // CFO_FRAMES)]
+    return preamble.common_cfo(samples, some, waveform, waveform.cyclic_prefix - early, early)
+
+
 def _search(samples: np.ndarray, waveform: WaveformSpec, plan: Layout, nominal: np.ndarray, guard: int) -> Timing:
-    """Find every frame: the first one anywhere within the guard, the others near where they are due."""
+    """Find every frame: the first one anywhere within the guard, the others near where they are due, or within a frame.
+
+    Frames bear no number. A receiver loses samples rather than gains them, so a frame that is not where it is due is
+    looked for up to three quarters of a frame before and one quarter after: the frames beside it are not in there.
+    """
     block = preamble.block_length(waveform)
+    whole = plan.frame_blocks * block
     lengths = np.diff(np.append(np.arange(plan.num_frames) * plan.frame_blocks, len(plan.source))) * block
     near = max(waveform.cyclic_prefix, preamble.MARGIN)
-    # a neighbouring frame must not be taken for this one
-    far = min(max(guard, near), max(plan.frame_blocks * block // 2 - block, near))
+    early, late = whole - whole // 4, whole // 4
     arrivals: list[preamble.Arrival | None] = []
     slip, cfo, usual = 0, None, 0.0
     for index, due in enumerate(nominal):
@@ -150,31 +180,38 @@ def _search(samples: np.ndarray, waveform: WaveformSpec, plan: Layout, nominal: 
         arrival = None
         if cfo is not None:
             arrival = preamble.locate(samples, waveform, low - near, min(low + near, high), cfo=cfo)
+        if arrival is not None:
+            # the turn over the whole preamble, for every frame alike
+            turned = preamble.estimate_cfo(samples, arrival.start, waveform, arrival.spread)
+            arrival = replace(arrival, cfo=turned)
         if arrival is None or arrival.metric < 0.5 * usual:
             # what fits far worse than the frame before is a part of a preamble that stands beside
-            reach = guard if cfo is None else far
-            arrival = preamble.search(samples, waveform, low - reach, min(low + reach, high))
+            before, after = (guard, guard) if index == 0 else (early, late)
+            if cfo is None:
+                before, after = max(before, guard), max(after, guard)
+            arrival = preamble.search(samples, waveform, low - before, min(low + after, high))
         if arrival is not None:
-            slip, usual = arrival.start - int(due), arrival.metric
-            # the turn over the whole preamble, for every frame alike
-            cfo = preamble.estimate_cfo(samples, arrival.start, waveform, arrival.spread)
-            arrival = preamble.Arrival(arrival.start, cfo, arrival.metric, arrival.spread)
+            slip, usual, cfo = arrival.start - int(due), arrival.metric, arrival.cfo
         arrivals.append(arrival)
-    return _judged(arrivals, nominal, samples.shape[-1] - lengths, waveform)
+    return _judged(arrivals, nominal, samples.shape[-1] - lengths, guard, waveform)
 
 
 def _judged(
-    arrivals: list[preamble.Arrival | None], nominal: np.ndarray, latest: np.ndarray, waveform: WaveformSpec
+    arrivals: list[preamble.Arrival | None], nominal: np.ndarray, latest: np.ndarray, guard: int, waveform: WaveformSpec
 ) -> Timing:
     """Starts to read at; a frame inside which samples were lost or gained is lost as well."""
     tolerance = max(ofdm.window_advance(waveform), 1)
     found = np.array([arrival is not None for arrival in arrivals])
     starts = np.array([at if a is None else a.start for a, at in zip(arrivals, nominal, strict=True)])
     middle = np.array([0 if arrival is None else arrival.spread // 2 for arrival in arrivals])
-    offsets = [arrival.cfo for arrival in arrivals if arrival is not None]
     heard = np.flatnonzero(found)
     shift = starts - nominal
     slipped = np.abs(np.diff(shift[heard])) > tolerance
+    if len(heard) and not found[-1] and nominal[-1] + shift[heard[-1]] <= latest[-1]:
+        # a slip may have been a frame longer: where the last frame is not in its place after one, nothing tells which
+        # frame is which
+        late_start = np.abs(shift[heard[:1]]) > max(guard, tolerance)
+        found[heard[np.cumsum(np.append(late_start, slipped)) > 0]] = False
     found[heard[:-1][slipped]] = False
     # timing stays where it was, as long as everything falls into the prefix: what was measured there still holds
     used, due = starts.copy(), 0
@@ -183,4 +220,6 @@ def _judged(
             due = int(shift[index])
         if 0 <= nominal[index] + due <= latest[index]:
             used[index] = nominal[index] + due
+    # a preamble that is damaged tells a wrong carrier offset
+    offsets = [arrival.cfo for arrival, good in zip(arrivals, found, strict=True) if arrival is not None and good]
     return Timing(nominal, used, found, middle + starts - used, float(np.mean(offsets)) if offsets else 0.0)

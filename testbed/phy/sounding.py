@@ -17,6 +17,7 @@ from testbed.phy.estimate import (
     pilot_symbols,
     within_prefix,
 )
+from testbed.phy.segment import block_elements
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Heard:
             nominal start is part of it as a linear phase, as long as it is at most a quarter of the prefix; with a
             larger one the response refers to the start that was found.
         noise_w: noise power of one symbol and antenna.
-        lag: elements after nominal.
+        lag: elements after nominal; at level symbols from the slope of `response`.
         cfo: carrier offset, cycles per sample.
         centre: middle of the pilots' FFT windows, elements after the nominal start: the instant for which the phases of
             `channel` and `response` hold.
@@ -45,8 +46,7 @@ class Heard:
 
 def length(num_pilots: int, waveform: WaveformSpec) -> int:
     """Elements of a sounding: one block of preamble, then the pilot blocks."""
-    block = waveform.num_active if waveform.level == "symbols" else preamble.block_length(waveform)
-    return (1 + num_pilots) * block
+    return (1 + num_pilots) * block_elements(waveform)
 
 
 def build(num_pilots: int, waveform: WaveformSpec, power_w: float) -> np.ndarray:
@@ -96,8 +96,8 @@ def read(
         num_pilots: pilot blocks B that were sent, at least 2.
         power_w: average transmit power P.
         start: nominal index of the first element.
-        guard: the sounding may begin this many samples earlier or later; 0 takes timing as scheduled, as it always is
-            at level symbols.
+        guard: the sounding may begin this many samples earlier or later; 0 takes timing as scheduled. At level symbols
+            the blocks always are where they are scheduled, and only their delay is looked for.
         correct_cfo: estimate the carrier offset and take it out; otherwise it is 0.
 
     Returns:
@@ -114,21 +114,26 @@ def read(
     if not np.all(np.isfinite(samples)):
         raise ValueError("the capture has samples that are not finite")
     whole = length(num_pilots, waveform)
-    used, spread, found = start, 0, start
+    used, arrival = start, None
     searched = guard > 0 and waveform.level == "samples"
     if searched:
         arrival = preamble.search(samples, waveform, start - guard, min(start + guard, samples.shape[-1] - whole))
         if arrival is None:
             return None
-        found, spread = arrival.start, arrival.spread
-        used = start if abs(found - start) <= ofdm.window_advance(waveform) and start >= 0 else found
+        near = abs(arrival.start - start) <= ofdm.window_advance(waveform)
+        used = start if near and start >= 0 else arrival.start
     if used < 0 or used + whole > samples.shape[-1]:
         if searched:
             return None
         raise ValueError(f"elements {used} to {used + whole} of the sounding lie outside {samples.shape[-1]} elements")
     if waveform.level == "symbols":
-        return _read_symbols(samples[:, used : used + whole], waveform, num_pilots, power_w, correct_cfo)
-    blocks, cfo, centre = _blocks(samples, waveform, num_pilots, used, found, spread, correct_cfo)
+        return _read_symbols(
+            samples[:, used : used + whole], waveform, num_pilots, power_w, correct_cfo, flat_delay=guard > 0
+        )
+    cfo = 0.0
+    if correct_cfo:
+        cfo = preamble.estimate_cfo(samples, start, waveform) if arrival is None else arrival.cfo
+    blocks, cfo, centre = _blocks(samples, waveform, num_pilots, used, cfo, correct_cfo)
     return _heard(blocks, waveform, power_w, used - start, cfo, centre - start, flat_delay=searched)
 
 
@@ -138,13 +143,12 @@ def _check(num_pilots: int, power_w: float) -> None:
 
 
 def _blocks(
-    samples: np.ndarray, waveform: WaveformSpec, num_pilots: int, used: int, found: int, spread: int, correct_cfo: bool
+    samples: np.ndarray, waveform: WaveformSpec, num_pilots: int, used: int, cfo: float, correct_cfo: bool
 ) -> tuple[np.ndarray, float, float]:
     """Pilot blocks [num_antennas, num_pilots, num_active] turned to one instant, carrier offset, and that instant."""
     block, advance = preamble.block_length(waveform), ofdm.window_advance(waveform)
     starts = used + block * np.arange(1, num_pilots + 1)
     centre = float(starts.mean()) + waveform.cyclic_prefix - advance + (waveform.num_subcarriers - 1) / 2
-    cfo = preamble.estimate_cfo(samples, found, waveform, spread) if correct_cfo else 0.0
     blocks = ofdm.demodulate_at(samples, starts, waveform, advance=advance, cfo=cfo)
     if correct_cfo:
         left = estimate_rotation(blocks)
@@ -178,14 +182,22 @@ def _heard(
 
 
 def _read_symbols(
-    elements: np.ndarray, waveform: WaveformSpec, num_pilots: int, power_w: float, correct_cfo: bool
+    elements: np.ndarray,
+    waveform: WaveformSpec,
+    num_pilots: int,
+    power_w: float,
+    correct_cfo: bool,
+    *,
+    flat_delay: bool,
 ) -> Heard:
-    """Without OFDM there is no delay to measure, and a carrier offset is what turns one block against the next."""
+    """Without OFDM a delay is a phase over the subcarriers, and a carrier offset turns one block against the next."""
     blocks = elements.reshape(len(elements), 1 + num_pilots, waveform.num_active)[:, 1:].astype(np.complex64)
     turn = estimate_rotation(blocks) if correct_cfo else 0.0
     # relative to the middle block, [num_pilots]
     turned = np.exp(-1j * turn * (np.arange(num_pilots) - (num_pilots - 1) / 2)).astype(np.complex64)
     centre = (1 + num_pilots) / 2 * waveform.num_active + ofdm.body_middle(waveform)
-    heard = _heard(blocks * turned[:, None], waveform, power_w, 0, 0.0, centre, flat_delay=False)
-    cfo = turn / (2 * np.pi * preamble.block_length(waveform))
-    return Heard(heard.channel, heard.response, heard.noise_w, 0.0, cfo, centre)
+    heard = _heard(blocks * turned[:, None], waveform, power_w, 0, 0.0, centre, flat_delay=flat_delay)
+    block = preamble.block_length(waveform)
+    # a delay is measured in samples
+    lag = heard.lag * block_elements(waveform) / block
+    return Heard(heard.channel, heard.response, heard.noise_w, lag, turn / (2 * np.pi * block), centre)

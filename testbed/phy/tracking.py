@@ -3,7 +3,7 @@
 The pilots' sum through aligned nodes is one real amplitude on every subcarrier. A phase is estimated at every pilot
 block, unwrapped and interpolated between them; a delay once for every frame; the rate at which the delay drifts, as two
 sampling clocks do, once for the segment. Few parameters from many pilots: with the default waveform they add less than
-1 % of the noise to the data.
+1 % of the noise to the data. A frame counts by the power of its pilots, and not at all where they are absent.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.fft
 
 from testbed.core.bench import WaveformSpec
 from testbed.phy.estimate import delay_response, estimate_delay
+from testbed.phy.segment import block_elements
 
 # A delay drifts by less than this, in samples, between the pilot blocks of one frame.
 LARGEST_DRIFT = 4.0
@@ -22,6 +24,12 @@ LARGEST_DRIFT = 4.0
 SIGNIFICANT = 3.5
 # The turn after the last pilot block follows the line through this many pilot blocks.
 TAIL_KNOTS = 4
+# Noise alone resembles a pilot by this many times its mean power, at any delay, with a probability below 1e-3.
+CHANCE = 16.0
+# Amplitudes over the reference: pilots above the first are present, pilots below the second are absent.
+PRESENT, ABSENT = 1 / 2, 1 / 8
+# A later pilot block is judged where it resembles a pilot by this many times more than noise does.
+LATER = 5.0
 
 
 @dataclass(frozen=True)
@@ -92,24 +100,19 @@ def follow(pilots: Pilots, waveform: WaveformSpec, cfo: float, *, correct: bool)
     Returns:
         the track.
     """
-    # at level symbols a pilot block stands for the short-training block
-    is_pilot = ~pilots.short if waveform.level == "samples" else np.ones(len(pilots.frame), bool)
+    is_pilot = _is_pilot(pilots, waveform)
     response, frame, element = pilots.response[is_pilot], pilots.frame[is_pilot], pilots.element[is_pilot]
     frames, first, member = np.unique(frame, return_index=True, return_inverse=True)
     second = first + 1
     noise_w, head = _pair(response[first], response[second])
     if not correct:
         gain = complex(response.mean(dtype=np.complex128))
-        lag = np.zeros(len(frames))
-        if waveform.level == "samples":
-            lag = estimate_delay(head[:, None], waveform, limit=max(waveform.cyclic_prefix, 1))
+        lag = estimate_delay(head[:, None], waveform, limit=max(waveform.cyclic_prefix, 1))
         empty = np.zeros(0)
         return Track(0.0, empty, empty, 0.0, frames, lag, element[first], 0.0, gain, noise_w)
     origin = element[first]
     since = (element - origin[member]).astype(np.float64)
-    lag, drift = np.zeros(len(frames)), 0.0
-    if waveform.level == "samples":
-        lag, drift = _delays(response, head, member, since, waveform)
+    lag, drift = _delays(response, head, member, since, waveform)
     straight = _straighten(response, lag[member] + drift * since, waveform)
     opening = _opening(pilots, is_pilot, straight, first, lag, waveform)
     turn = _carrier(opening, straight[second], cfo, noise_w, waveform)
@@ -122,7 +125,9 @@ def follow(pilots: Pilots, waveform: WaveformSpec, cfo: float, *, correct: bool)
     values, weights, knots = values[keep], weights[keep], element[keep].astype(np.float64)
     phase = np.unwrap(np.angle(values * np.exp(-2j * np.pi * (turn * knots % 1.0))))
     gain = complex(np.abs(values).sum() / (weights.sum() * waveform.num_active))
-    tail = _slope(knots[-TAIL_KNOTS:], phase[-TAIL_KNOTS:], weights[-TAIL_KNOTS:])
+    # the variance of a phase falls with the power behind it
+    power = np.square(np.abs(values)) / weights
+    tail = _slope(knots[-TAIL_KNOTS:], phase[-TAIL_KNOTS:], power[-TAIL_KNOTS:])
     return Track(turn, knots, phase, tail, frames, lag, origin, drift, gain, noise_w)
 
 
@@ -138,18 +143,68 @@ def correction(track: Track, frame: np.ndarray, element: np.ndarray, waveform: W
         waveform: numerology.
 
     Returns:
-        shape [num_blocks, num_active], or [num_blocks, 1] at level symbols, complex64.
+        shape [num_blocks, num_active], complex64.
     """
     at = np.asarray(element, dtype=np.float64)
     phase = np.interp(at, track.knots, track.phase) + track.turn * np.maximum(at - track.knots[-1], 0.0)
     # [num_blocks, 1]
     factor = np.exp(-1j * phase - 2j * np.pi * (track.cfo * at % 1.0)).astype(np.complex64)[:, None]
-    if waveform.level == "symbols":
-        return factor
     index = np.searchsorted(track.frames, frame)
     lag = track.lag[index] + track.drift * (at - track.origin[index])
     product: np.ndarray = factor * delay_response(lag, waveform).conj()
     return product
+
+
+def absent(pilots: Pilots, waveform: WaveformSpec, reference: float) -> np.ndarray:
+    """Frames whose pilots are not there: some resemble delayed pilots no better than noise does, or hardly.
+
+    R(h) <= max(32 K sigma^2, (2 K A)^2 / 64)   or   R(r_b) <= 16 sum_k |r_b[k]|^2,
+    R(r) = max_d |sum_k r[k] exp(j 2 pi k d / num_subcarriers)|^2
+
+    with the head's two pilot blocks h = r_1 + r_2 turned to one phase, every later pilot block r_b, any delay d and K
+    subcarriers. A head is judged where noise does not hide pilots of half the amplitude, K A^2 >= 32 sigma^2, a later
+    block where the whole stands out, K A^2 >= 80 (A^2 + sigma^2): with 192 subcarriers from -7.8 and -1.5 dB a symbol
+    on. A frame of amplitude A is taken for absent with a probability below 1e-6, one of half of it at -5 dB with
+    one of 0.1, and one of noise for present with one below 1e-3.
+
+    Args:
+        pilots: the segment's known blocks; every frame that appears brings its head.
+        waveform: numerology.
+        reference: A, amplitude of the pilots where all nodes are aligned, square-root watts.
+
+    Returns:
+        the frames' numbers, shape [num_absent].
+    """
+    is_pilot, active = _is_pilot(pilots, waveform), waveform.num_active
+    response = pilots.response[is_pilot]
+    frames, first, member = np.unique(pilots.frame[is_pilot], return_index=True, return_inverse=True)
+    noise_w, head = _pair(response[first], response[first + 1])
+    missing = np.zeros(len(frames), bool)
+    chance, full = CHANCE * 2 * active * noise_w, (2 * active * reference) ** 2
+    if chance <= PRESENT**2 * full:
+        missing |= _resemblance(head, waveform) <= max(chance, ABSENT**2 * full)
+    later = np.ones(len(response), bool)
+    later[first], later[first + 1] = False, False
+    if LATER * CHANCE * (reference**2 + noise_w) <= active * reference**2:
+        energy = np.einsum("bk,bk->b", response[later].conj(), response[later], dtype=np.complex128).real
+        missing[member[later][_resemblance(response[later], waveform) <= CHANCE * energy]] = True
+    gone: np.ndarray = frames[missing]
+    return gone
+
+
+def _resemblance(response: np.ndarray, waveform: WaveformSpec) -> np.ndarray:
+    """Energy that a delay explains, the largest over a grid of half samples, shape [num_blocks]."""
+    half, size = waveform.num_active // 2, 2 * waveform.num_subcarriers
+    grid = np.zeros((len(response), size), np.complex64)
+    grid[:, 1 : half + 1], grid[:, size - half :] = response[:, :half], response[:, half:]
+    delayed = scipy.fft.ifft(grid, norm="forward", overwrite_x=True)
+    largest: np.ndarray = np.square(np.abs(delayed).max(axis=-1).astype(np.float64))
+    return largest
+
+
+def _is_pilot(pilots: Pilots, waveform: WaveformSpec) -> np.ndarray:
+    """Which blocks are pilot blocks; at level symbols one stands for the short-training block."""
+    return np.ones(len(pilots.frame), bool) if waveform.level == "symbols" else ~pilots.short
 
 
 def _pair(early: np.ndarray, late: np.ndarray) -> tuple[float, np.ndarray]:
@@ -164,8 +219,6 @@ def _pair(early: np.ndarray, late: np.ndarray) -> tuple[float, np.ndarray]:
 
 def _straighten(response: np.ndarray, lag: np.ndarray, waveform: WaveformSpec) -> np.ndarray:
     """Sum over the subcarriers without the delay, shape [num_blocks], complex128."""
-    if waveform.level == "symbols":
-        return response.sum(axis=-1, dtype=np.complex128)
     return np.einsum("bk,bk->b", response, delay_response(lag, waveform).conj(), dtype=np.complex128)
 
 
@@ -173,21 +226,27 @@ def _delays(
     response: np.ndarray, head: np.ndarray, member: np.ndarray, since: np.ndarray, waveform: WaveformSpec
 ) -> tuple[np.ndarray, float]:
     """Delay of each frame at its first pilot block, and the drift that all frames share."""
-    limit = max(waveform.cyclic_prefix, 1)
+    limit, num_frames = max(waveform.cyclic_prefix, 1), len(head)
     coarse = estimate_delay(head[:, None], waveform, limit=limit)
-    later = np.flatnonzero(since > 1.5 * (waveform.num_subcarriers + waveform.cyclic_prefix))
+    later = np.flatnonzero(since > 1.5 * block_elements(waveform))
     if not len(later):
         return coarse, 0.0
-    turned = response[later] * delay_response(coarse[member[later]], waveform).conj()
+    owner = member[later]
+    turned = response[later] * delay_response(coarse[owner], waveform).conj()
     moved = estimate_delay(turned[:, None], waveform, limit=LARGEST_DRIFT)
-    # the head is measured at delay 0 with the weight of two blocks, midway between them
-    half_block = 0.5 * (waveform.num_subcarriers + waveform.cyclic_prefix)
-    count = 2.0 + np.bincount(member[later], minlength=len(head))
-    mean_time = (2 * half_block + np.bincount(member[later], since[later], minlength=len(head))) / count
-    mean_move = np.bincount(member[later], moved, minlength=len(head)) / count
-    time, move = since[later] - mean_time[member[later]], moved - mean_move[member[later]]
-    covariance = float(time @ move) + 2 * float((half_block - mean_time) @ -mean_move)
-    variance = float(time @ time) + 2 * float(np.sum((half_block - mean_time) ** 2))
+    # the variance of a delay falls with the power of its pilots: a head that is hardly there does not drive the drift
+    weight = np.square(np.abs(_straighten(turned, moved, waveform)))
+    weight += np.finfo(np.float32).eps * weight.max() + np.finfo(np.float32).tiny
+    # the head is measured at delay 0 from two blocks, midway between them
+    half_block = 0.5 * block_elements(waveform)
+    head_weight = 0.5 * np.square(np.abs(_straighten(head, coarse, waveform)))
+    total = head_weight + np.bincount(owner, weight, num_frames)
+    mean_time = (head_weight * half_block + np.bincount(owner, weight * since[later], num_frames)) / total
+    mean_move = np.bincount(owner, weight * moved, num_frames) / total
+    time, move = since[later] - mean_time[owner], moved - mean_move[owner]
+    head_time = half_block - mean_time
+    covariance = float((weight * time) @ move) + float((head_weight * head_time) @ -mean_move)
+    variance = float((weight * time) @ time) + float((head_weight * head_time) @ head_time)
     drift = covariance / variance
     return coarse + mean_move - drift * mean_time, drift
 
@@ -208,15 +267,13 @@ def _opening(
 
 def _carrier(opening: np.ndarray, closing: np.ndarray, cfo: float, noise_w: float, waveform: WaveformSpec) -> float:
     """Carrier offset that is left between the first and the last block of the heads, cycles per element."""
-    if waveform.level == "symbols":
-        distance, active = waveform.num_active, waveform.num_active
-    else:
-        distance, active = 2 * (waveform.num_subcarriers + waveform.cyclic_prefix), waveform.num_active
+    # at level symbols the head's first block is a pilot block and its second the last
+    distance = block_elements(waveform) * (1 if waveform.level == "symbols" else 2)
     turn = np.vdot(opening, closing)
     left = float(np.angle(turn)) / (2 * np.pi * distance)
     # the variance of the difference of two phases, each noise / (2 power) over `num_active` symbols and all frames
     power_w = max(float(np.abs(turn)), float(np.finfo(np.float32).tiny))
-    deviation = math.sqrt(noise_w * active / power_w) / (2 * np.pi * distance)
+    deviation = math.sqrt(noise_w * waveform.num_active / power_w) / (2 * np.pi * distance)
     return -cfo if abs(left + cfo) < SIGNIFICANT * deviation else left
 
 

@@ -16,6 +16,8 @@ from testbed.phy import ofdm
 
 PREAMBLE_BLOCKS = 3
 PERIODS = 16
+# Carrier offsets that are tried on each side of zero, in steps of a quarter subcarrier.
+SHIFTS = 4 * PERIODS // 2
 
 
 def short_symbols(waveform: WaveformSpec) -> np.ndarray:
@@ -106,20 +108,7 @@ def coarse_cfo(samples: np.ndarray, start: int, waveform: WaveformSpec) -> float
     Returns:
         cycles per sample; the error's standard deviation is about 1e-4 at 0 dB.
     """
-    size = 4 * waveform.num_subcarriers
-    taken = samples[:, start : start + block_length(waveform)].astype(np.complex64, copy=False)
-    # [4 num_subcarriers]
-    power = np.square(np.abs(scipy.fft.fft(taken, size))).sum(axis=0)
-    reach = 4 * PERIODS // 2
-    shifts = np.arange(-reach, reach + 1)
-    comb = 4 * _tones(waveform.num_subcarriers, waveform.num_active)
-    # [2 reach + 1]
-    likelihood = power[(comb[:, None] + shifts) % size].sum(axis=0)
-    best = int(np.clip(np.argmax(likelihood), 1, 2 * reach - 1))
-    before, at, after = (float(value) for value in likelihood[best - 1 : best + 2])
-    bend = before - 2 * at + after
-    offset = 0.5 * (before - after) / bend if bend < 0 else 0.0
-    return (float(shifts[best]) + min(max(offset, -1.0), 1.0)) / size
+    return _summit_cfo(_likelihood(samples, start, waveform), waveform)
 
 
 def estimate_cfo(samples: np.ndarray, start: int, waveform: WaveformSpec, spread: int = 0, early: int = 0) -> float:
@@ -139,11 +128,61 @@ def estimate_cfo(samples: np.ndarray, start: int, waveform: WaveformSpec, spread
         cycles per sample; the standard deviation is 1 / (2 pi L sqrt(snr L)) for a high snr of a sample, all antennas
         together.
     """
+    return common_cfo(samples, np.array([start]), waveform, spread, early)
+
+
+def common_cfo(
+    samples: np.ndarray, starts: np.ndarray, waveform: WaveformSpec, spread: int = 0, early: int = 0
+) -> float:
+    """The carrier offset that several preambles share; where some are not there, the others tell it.
+
+    As `estimate_cfo`, with the sums of every preamble over its energy: noise in place of one adds next to nothing.
+
+    Args:
+        samples: shape [num_antennas, num_samples].
+        starts: indices of the preambles' first samples, shape [num_preambles], at least one.
+        waveform: numerology.
+        spread, early: as of `estimate_cfo`.
+
+    Returns:
+        cycles per sample.
+    """
     block = block_length(waveform)
-    coarse = coarse_cfo(samples, start, waveform)
-    begin = start + block + min(spread, waveform.cyclic_prefix)
-    end = start + 2 * block - min(early, waveform.cyclic_prefix)
-    turn = np.vdot(samples[:, begin:end], samples[:, begin + block : end + block]) * np.exp(
-        -2j * np.pi * coarse * block
-    )
-    return coarse + float(np.angle(turn)) / (2 * np.pi * block)
+    begin, end = block + min(spread, waveform.cyclic_prefix), 2 * block - min(early, waveform.cyclic_prefix)
+    likelihood: np.ndarray | float = 0.0
+    turn = 0j
+    for start in starts:
+        one = _likelihood(samples, int(start), waveform)
+        likelihood = likelihood + one / max(float(one.sum()), float(np.finfo(np.float64).tiny))
+        first = samples[:, start + begin : start + end]
+        second = samples[:, start + begin + block : start + end + block]
+        energy_w = math.sqrt(float(np.vdot(first, first).real) * float(np.vdot(second, second).real))
+        turn += complex(np.vdot(first, second)) / max(energy_w, float(np.finfo(np.float64).tiny))
+    coarse = _summit_cfo(np.asarray(likelihood), waveform)
+    return coarse + float(np.angle(turn * np.exp(-2j * np.pi * coarse * block))) / (2 * np.pi * block)
+
+
+def _likelihood(samples: np.ndarray, start: int, waveform: WaveformSpec) -> np.ndarray:
+    """Energy on the comb of tones for every carrier offset of a quarter subcarrier, shape [num_offsets]."""
+    size = 4 * waveform.num_subcarriers
+    taken = samples[:, start : start + block_length(waveform)].astype(np.complex64, copy=False)
+    # [4 num_subcarriers]
+    power = np.square(np.abs(scipy.fft.fft(taken, size))).sum(axis=0, dtype=np.float64)
+    likelihood: np.ndarray = power[_comb(waveform.num_subcarriers, waveform.num_active)].sum(axis=0)
+    return likelihood
+
+
+@functools.lru_cache(maxsize=64)
+def _comb(num_subcarriers: int, num_active: int) -> np.ndarray:
+    """Where the tones lie for every carrier offset, in quarter subcarriers, shape [num_tones, num_offsets]."""
+    shifts = np.arange(-SHIFTS, SHIFTS + 1)
+    return (4 * _tones(num_subcarriers, num_active)[:, None] + shifts) % (4 * num_subcarriers)
+
+
+def _summit_cfo(likelihood: np.ndarray, waveform: WaveformSpec) -> float:
+    """Where a parabola through the largest likelihood and its neighbours peaks, cycles per sample."""
+    best = min(max(int(np.argmax(likelihood)), 1), 2 * SHIFTS - 1)
+    before, at, after = (float(value) for value in likelihood[best - 1 : best + 2])
+    bend = before - 2 * at + after
+    offset = 0.5 * (before - after) / bend if bend < 0 else 0.0
+    return (best - SHIFTS + min(max(offset, -1.0), 1.0)) / (4 * waveform.num_subcarriers)

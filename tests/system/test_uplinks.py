@@ -123,7 +123,7 @@ def test_where_no_packet_arrives_the_bench_is_at_fault(tmp_path: Path) -> None:
 def test_packets_that_pass_their_checks_and_not_the_whole_are_not_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A packet that is wrong although its CRC-32 holds is one in four thousand million: the check of the whole sees it."""
+    """One wrong packet in four thousand million passes its CRC-32; the check of the whole sees it."""
     add = Reassembly.add
 
     def wrong(self: Reassembly, header: bytes, payload: bytes) -> bool:

@@ -2,11 +2,12 @@ import numpy as np
 import pytest
 
 from testbed.core.bench import WaveformSpec
-from testbed.phy import frames, ofdm, preamble
+from testbed.phy import frames, ofdm, preamble, tracking
 from testbed.phy.estimate import pilot_symbols
 
 WAVEFORM = WaveformSpec()
 SYMBOLS = WaveformSpec(level="symbols")
+SHORT_FRAMES = WaveformSpec(frame_blocks=8)
 SMALL = WaveformSpec(num_subcarriers=64, num_active=48, cyclic_prefix=16, frame_blocks=10, pilot_every=3)
 SUBCARRIERS = np.concatenate([np.arange(1, 97), np.arange(-96, 0)])
 ONE = np.ones(1)
@@ -227,6 +228,24 @@ def test_a_slow_turn_between_pilots_is_taken_out(waveform):
     assert np.mean(np.abs(said.symbols - symbols) ** 2) < 1e-3
 
 
+@pytest.mark.parametrize(("delay", "drift"), [(-3.2, 0.0), (0.4, 0.0), (20.3, 0.01), (0.0, -0.02)])
+def test_without_ofdm_a_delay_that_all_share_is_followed(delay, drift):
+    generator = np.random.default_rng(24)
+    symbols = qpsk(generator, 192 * 100)
+    blocks = frames.build(symbols, SYMBOLS).reshape(-1, 192)
+    # samples of delay of every block, [num_blocks]
+    late = delay + drift * np.arange(len(blocks))
+    burst = (blocks * np.exp(-2j * np.pi / 256 * np.outer(late, SUBCARRIERS))).reshape(1, -1)
+    said = frames.read(burst, SYMBOLS, len(symbols), combiner=ONE, reference=1.0)
+    np.testing.assert_allclose(said.symbols, symbols, atol=2e-3)
+    assert said.gain == pytest.approx(1.0, abs=1e-3)
+    # an element lasts 320 / 192 samples; the head is two blocks long
+    assert said.lag == pytest.approx(delay * 192 / 320, abs=0.03)
+    # without a reference nothing is taken out: the first data block is the fourth
+    untouched = frames.read(burst, SYMBOLS, len(symbols), combiner=ONE)
+    np.testing.assert_allclose(untouched.symbols[:192], burst[0, 3 * 192 : 4 * 192], atol=1e-5)
+
+
 def test_a_loss_of_coherence_stays_visible():
     generator = np.random.default_rng(11)
     symbols = qpsk(generator, 192 * 64)
@@ -318,6 +337,124 @@ def test_a_segment_that_the_capture_cuts_loses_its_end():
     said = frames.read(cut[None], WAVEFORM, len(symbols), combiner=ONE, start=800, guard=400, reference=1.0)
     assert said.lost == 1
     assert not said.symbols.reshape(6, -1)[5].any()
+
+
+@pytest.mark.parametrize(("level", "cfo"), [("samples", 0.0), ("samples", 0.012), ("symbols", 0.0)])
+@pytest.mark.parametrize("snr_db", [-5.0, 5.0, 50.0])
+def test_scheduled_frames_that_are_silent_are_lost_and_spoil_no_other(level, snr_db, cfo):
+    waveform = SHORT_FRAMES.model_copy(update={"level": level})
+    generator = np.random.default_rng(25)
+    noise_w = 10 ** (-snr_db / 10)
+    sample_w = noise_w if level == "symbols" else noise_w * 256 / 192
+    symbols = qpsk(generator, 192 * 8 * 12)
+    burst = frames.build(symbols, waveform)
+    # the first two frames and the last five
+    frame = len(burst) // 12
+    burst[: 2 * frame], burst[7 * frame :] = 0, 0
+    if level == "samples":
+        burst = burst * np.exp(2j * np.pi * cfo * np.arange(len(burst)))
+    samples = burst + np.sqrt(sample_w) * noise(generator, 1, len(burst))
+    said = frames.read(samples, waveform, len(symbols), combiner=ONE, reference=1.0)
+    assert said.lost == 7
+    parts = said.symbols.reshape(12, -1)
+    assert not parts[[0, 1, 7, 8, 9, 10, 11]].any()
+    error = parts[2:7] - symbols.reshape(12, -1)[2:7]
+    # one pilot of two blocks for eight blocks of data costs a few hundredths of the noise
+    assert np.mean(np.abs(error) ** 2) == pytest.approx(noise_w, rel=0.06)
+    assert said.gain.real == pytest.approx(1.0, abs=0.15 if snr_db < 0 else 0.05)
+
+
+def test_where_all_scheduled_frames_are_silent_everything_is_lost():
+    generator = np.random.default_rng(26)
+    length = frames.segment_length(192 * 8 * 3, SHORT_FRAMES)
+    for samples in (0.1 * noise(generator, 1, length), np.zeros((1, length), np.complex64)):
+        said = frames.read(samples, SHORT_FRAMES, 192 * 8 * 3, combiner=ONE, reference=1.0)
+        assert (said.lost, said.gain, said.noise_w) == (3, 0j, None)
+        assert not said.symbols.any()
+
+
+@pytest.mark.parametrize("snr_db", [-12.0, -5.0, 0.0])
+def test_no_frame_that_is_sent_passes_as_absent(snr_db):
+    # 3000 heads, late anywhere in the prefix; the closed form allows one in a million
+    generator = np.random.default_rng(27)
+    late = generator.uniform(-16, 48, 3000)
+    phases = np.exp(2j * np.pi * generator.uniform(size=(3000, 1)))
+    sent = np.repeat(phases * np.exp(-2j * np.pi / 256 * np.outer(late, SUBCARRIERS)), 3, axis=0)
+    response = (sent + 10 ** (-snr_db / 20) * noise(generator, 9000, 192)).astype(np.complex64)
+    short, element = np.tile([True, False, False], 3000), 320 * np.arange(9000)
+    heads = tracking.Pilots(response, np.repeat(np.arange(3000), 3), short, element)
+    assert not len(tracking.absent(heads, WAVEFORM, 1.0))
+    # silence is told from frames, unless noise could hide pilots of half the amplitude
+    silent = tracking.Pilots(response - sent.astype(np.complex64), heads.frame, short, element)
+    assert len(tracking.absent(silent, WAVEFORM, 1.0)) >= (2985 if snr_db > -8 else 0)
+
+
+def test_a_head_of_noise_does_not_drive_the_drift():
+    generator = np.random.default_rng(28)
+    drift, num_blocks = 1e-4, 6
+    # four frames of a head and three more pilots, 32 blocks apart; the third is noise
+    place = np.array([0, 1, 2, 34, 66, 98])
+    element = np.concatenate([320 * (place + 110 * frame) for frame in range(4)])
+    frame = np.repeat(np.arange(4), num_blocks)
+    late = 2.0 + drift * (element - 110 * 320 * frame)
+    response = np.exp(-2j * np.pi / 256 * np.outer(late, SUBCARRIERS)) * (frame != 2)[:, None]
+    response = (response + 0.1 * noise(generator, len(frame), 192)).astype(np.complex64)
+    pilots = tracking.Pilots(response, frame, np.tile(np.arange(num_blocks) == 0, 4), element)
+    track = tracking.follow(pilots, WAVEFORM, 0.0, correct=True)
+    assert track.drift == pytest.approx(drift, rel=0.01)
+    np.testing.assert_allclose(np.delete(track.lag, 2), 2.0 + drift * 320, atol=0.02)
+
+
+@pytest.mark.parametrize("guard", [0, 50])
+@pytest.mark.parametrize("snr_db", [0.0, 40.0])
+@pytest.mark.parametrize("end", ["silence", "lost samples"])
+def test_a_last_frame_that_breaks_before_its_last_pilots_is_lost(end, snr_db, guard):
+    generator = np.random.default_rng(30)
+    symbols = qpsk(generator, 192 * 128 * 2)
+    burst = frames.build(symbols, WAVEFORM)
+    samples = placed(burst, guard, len(burst) + 2 * guard)
+    at = guard + len(burst) // 2 + 60 * 320
+    if end == "silence":
+        samples[at:] = 0
+    else:
+        samples = np.append(np.delete(samples, at + np.arange(5000)), np.zeros(5000, np.complex64))
+    noise_w = 10 ** (-snr_db / 10)
+    samples = samples + np.sqrt(noise_w * 256 / 192) * noise(generator, len(samples))
+    said = frames.read(samples[None], WAVEFORM, len(symbols), combiner=ONE, start=guard, guard=guard, reference=1.0)
+    assert said.lost == 1
+    parts = said.symbols.reshape(2, -1)
+    assert not parts[1].any()
+    assert np.mean(np.abs(parts[0] - symbols[: 192 * 128]) ** 2) == pytest.approx(noise_w, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("at", "gone", "lost"),
+    [
+        # inside a frame; inside its head; with the head of the next one; with two heads, so that frames cannot be told
+        (1500, 2048, {4}),
+        (1500, 2500, {4, 5}),
+        (400, 1024, {3, 4}),
+        (3000, 2048, {4, 5}),
+        (3000, 4200, set(range(4, 12))),
+        (1500, 64, {4}),
+    ],
+)
+@pytest.mark.parametrize("guard", [2, 60])
+def test_lost_samples_cost_the_frames_they_are_in_however_small_the_guard(guard, at, gone, lost):
+    generator = np.random.default_rng(29)
+    symbols = qpsk(generator, 192 * 8 * 12)
+    burst = frames.build(symbols, SHORT_FRAMES)
+    frame = len(burst) // 12
+    samples = placed(burst, guard, len(burst) + 2 * guard)
+    samples = np.delete(samples, guard + 4 * frame + at + np.arange(gone))
+    samples = np.append(samples, np.zeros(gone)) + 1e-3 * noise(generator, len(burst) + 2 * guard)
+    said = frames.read(samples[None], SHORT_FRAMES, len(symbols), combiner=ONE, start=guard, guard=guard, reference=1.0)
+    parts = said.symbols.reshape(12, -1)
+    assert {int(index) for index in np.flatnonzero(~parts.any(axis=1))} == lost
+    assert said.lost == len(lost)
+    kept = sorted(set(range(12)) - lost)
+    error = parts[kept] - symbols.reshape(12, -1)[kept]
+    assert np.mean(np.abs(error) ** 2) == pytest.approx(0.75e-6, rel=0.06)
 
 
 # --- blocks at given places -----------------------------------------------------------------------------------------

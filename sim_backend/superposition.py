@@ -8,16 +8,13 @@ combination of them.
 
 from __future__ import annotations
 
-import os
-import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
 
 import numpy as np
 import scipy.fft
 from numpy.lib.stride_tricks import sliding_window_view
+
+from sim_backend.threads import in_parallel
 
 CHUNK = 8192
 """Elements of a chunk; the room stands still within one."""
@@ -29,10 +26,6 @@ _STAGGER = 24
 
 # flat channels take two chunks at a time: threads that copy shorter rows wait for the interpreter's lock
 _STRETCH = 2 * CHUNK
-# complex multiplications that outweigh the start of a thread, and the threads that find work beside that lock
-_THREAD, _MAX_THREADS = 1 << 22, 4
-
-_Job = TypeVar("_Job")
 ChannelAt = Callable[[float, Sequence[int]], np.ndarray]
 """Channels of the bursts of these numbers at an index of the capture, shape [..., num_rows, len(bursts)], complex64."""
 
@@ -230,53 +223,6 @@ def multiply_rows(row: np.ndarray, capture: np.ndarray) -> np.ndarray:
     return out
 
 
-def in_parallel(jobs: Iterator[_Job], work: Callable[[Iterator[_Job]], None], multiplications: int) -> None:
-    """Work through jobs on as many threads as pay; each draws its next job when it has done one.
-
-    Args:
-        jobs: in their order; the iterator is advanced by one thread at a time.
-        work: does the jobs that it draws, which share nothing that it writes. Called once by each thread, one of them
-            the caller's; the others have ended when this returns.
-        multiplications: complex ones of all jobs together, or work that takes as long.
-
-    Raises:
-        Exception: whatever the jobs or the work raise.
-    """
-    num_threads = min(num_cores(), _MAX_THREADS, multiplications // _THREAD)
-    if num_threads < 2:
-        work(jobs)
-        return
-    lock = threading.Lock()
-    done = False
-
-    def draw() -> Iterator[_Job]:
-        while True:
-            with lock:
-                if done:
-                    return
-                try:
-                    job = next(jobs)
-                except StopIteration:
-                    return
-            yield job
-
-    with ThreadPoolExecutor(num_threads - 1) as pool:
-        others = [pool.submit(work, draw()) for _ in range(num_threads - 1)]
-        try:
-            work(draw())
-        finally:
-            done = True  # the jobs are drawn, or the caller has been interrupted
-    for other in others:
-        other.result()
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _parts(num_rows: int, num_elements: int) -> np.ndarray:
     """Room for `_add_product` of a chunk: real and imaginary part of the channel times what is sent."""
     return np.empty((2 * num_rows, min(CHUNK, num_elements) + _STAGGER), np.complex64)
@@ -296,7 +242,8 @@ def _add_product(channel: np.ndarray, sent: np.ndarray, heard: np.ndarray, parts
         return
     # [2 * num_rows, num_sent] @ [num_sent, 2 * chunk]: real and imaginary parts of the samples take turns
     gains, sent, out = np.concatenate([channel.real, channel.imag]), sent.view(np.float32), product.view(np.float32)
-    width = 2 * max(8, _PRODUCT // (num_rows * num_sent))
+    # a power of two, which divides a chunk
+    width = 2 << max(3, (_PRODUCT // (num_rows * num_sent)).bit_length() - 1)
     stacks = 2 * size // width
     even = stacks * width
     if stacks:

@@ -9,7 +9,7 @@ antennas' patterns. What the radios do to their signals is not a matter of the r
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from sim_backend.fading import Fading, is_moving, product
 from sim_backend.paths import Draw, Paths, draw_isotropic, draw_room, generator_of, towards
 from sim_backend.recorded_channel import RecordedChannel
 from sim_backend.sionna_channel import draw_cdl, draw_tdl, load_profile
+from sim_backend.threads import in_parallel
 from testbed.core.bench import BenchSpec
 from testbed.core.errors import ConfigError
 from testbed.core.units import from_db
@@ -158,8 +159,13 @@ class World:
             shape [num_antennas, num_samples], complex64; the mean of |n|^2 is `noise_w`.
         """
         noise = np.zeros(shape, np.complex64)
-        for antenna, row in enumerate(noise):
-            self._fill_noise(row, (Draw.NOISE, *_words(at_s), antenna))
+
+        def fill(rows: Iterator[tuple[int, np.ndarray]]) -> None:
+            for antenna, row in rows:
+                self._fill_noise(row, (Draw.NOISE, *_words(at_s), antenna))
+
+        # a normal costs as much as some ten complex multiplications
+        in_parallel(iter(enumerate(noise)), fill, 16 * noise.size)
         return noise
 
     def combined_noise(self, num_samples: int, at_s: float) -> np.ndarray:

@@ -1,9 +1,9 @@
-import time
+import threading
 
 import numpy as np
 import pytest
 
-from sim_backend import superposition
+from sim_backend import superposition, threads
 from sim_backend.superposition import (
     add_flat,
     add_selective,
@@ -157,24 +157,46 @@ def test_every_subcarrier_meets_its_own_gain_wherever_the_burst_begins(offset):
     np.testing.assert_allclose(heard, expected[:, 20_000:38_000], atol=1e-5)
 
 
-def test_superposition_keeps_pace_with_a_matrix_product():
-    num_antennas, num_bursts, num_samples = 8, 20, 200_000
-    bursts = [normals(index, num_samples) for index in range(num_bursts)]
-    channel = normals(30, num_antennas, num_bursts)
-    together = np.stack(bursts)
-    heard = np.zeros((num_antennas, num_samples), np.complex64)
-    product = np.empty_like(heard)
-    ours, plain = [], []
-    for _ in range(9):
-        begun = time.perf_counter()
-        add_flat(heard, bursts, [0] * num_bursts, lambda index, active: channel[:, active])
-        ours.append(time.perf_counter() - begun)
-    for _ in range(9):
-        begun = time.perf_counter()
-        np.matmul(channel, together, out=product)
-        plain.append(time.perf_counter() - begun)
-    # half of the product's pace is the aim on a machine at rest; a busy one may disturb either
-    assert min(ours) < 6 * min(plain)
+def added_by(num_cores: int, monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
+    """Captures of all three kinds of channels, worked on by so many threads however short they are."""
+    monkeypatch.setattr(threads, "_THREAD", 1)
+    monkeypatch.setattr(threads, "num_cores", lambda: num_cores)
+    bursts = [normals(index, 100_000 - 7000 * index) for index in range(5)]
+    offsets = [0, -300, 9000, 40_000, 8191]
+    flat, taps, gains = normals(30, 3, 5), normals(31, fft_length(LEAD, TAIL), 3, 5), normals(32, 192, 3, 5)
+    captures = [normals(33, 3, 100_000) for _ in range(3)]
+    add_flat(captures[0], bursts, offsets, lambda index, active: np.complex64(index) * flat[:, active])
+    add_selective(captures[1], bursts, offsets, lambda index, active: taps[..., active], lead=LEAD, tail=TAIL)
+    add_subcarriers(captures[2], bursts, offsets, lambda index, active: gains[..., active], 192)
+    return captures
+
+
+@pytest.mark.parametrize("num_cores", [2, 3, 100])
+def test_captures_do_not_depend_on_the_number_of_threads(num_cores, monkeypatch):
+    alone = added_by(1, monkeypatch)
+    running = threading.active_count()
+    for one, several in zip(alone, added_by(num_cores, monkeypatch), strict=True):
+        np.testing.assert_array_equal(several, one)
+    assert threading.active_count() == running
+
+
+@pytest.mark.parametrize("num_cores", [1, 2])
+def test_a_channel_that_cannot_be_told_ends_every_thread(num_cores, monkeypatch):
+    monkeypatch.setattr(threads, "_THREAD", 1)
+    monkeypatch.setattr(threads, "num_cores", lambda: num_cores)
+    asked = []
+
+    def channel_at(index: float, active) -> np.ndarray:
+        asked.append(index)
+        if len(asked) == 3:
+            raise ValueError("outside the recorded points")
+        return np.ones((2, 2), np.complex64)
+
+    running = threading.active_count()
+    with pytest.raises(ValueError, match="outside"):
+        add_flat(np.zeros((2, 200_000), np.complex64), [normals(1, 200_000)] * 2, [0, 0], channel_at)
+    assert len(asked) == 3
+    assert threading.active_count() == running
 
 
 def test_rows_are_combined_as_by_a_product():

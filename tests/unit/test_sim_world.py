@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from sim_backend import threads
 from sim_backend.world import World
 from testbed.core.bench import AntennaSpec, ArraySpec, BenchSpec, NodeSpec, WorldSpec
 from testbed.phy.coupling import coupling_matrix
@@ -323,3 +324,11 @@ def test_strangers_have_no_channel(model):
         world.channel("stranger", LINE_M, 0.0)
     with pytest.raises(KeyError):
         world.path_gain("stranger")
+
+
+def test_noise_does_not_depend_on_the_number_of_threads(monkeypatch):
+    world = World(bench_with(1), seed=9)
+    alone = world.noise((3, 5000), 0.25)
+    monkeypatch.setattr(threads, "num_cores", lambda: 4)
+    monkeypatch.setattr(threads, "_THREAD", 1)
+    np.testing.assert_array_equal(world.noise((3, 5000), 0.25), alone)

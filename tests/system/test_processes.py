@@ -65,9 +65,12 @@ def running(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """A long run on the command line that has finished its first round."""
     command = [*TESTBED, "run", "quickstart", "--out", str(tmp_path), "--node-processes", "1"]
     command += small_arguments("rounds=50")
+    # who runs the tests in the background of a shell ignores interrupts, and a child would inherit that
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT, start_new_session=True
     )
+    signal.signal(signal.SIGINT, before)
     with subprocess.Popen(["sleep", "90"]) as timer:
         while timer.poll() is None and process.poll() is None:
             rows = list(tmp_path.glob("*/rounds.jsonl"))

@@ -159,7 +159,8 @@ def _collected(
             remedy="look at the logs of the nodes; if every packet was lost, choose a more robust coding scheme, more "
             "power, or more tries",
         )
-    mean = weighted_mean(updates, {name: getattr(order.uplinks[name], "weight") for name in updates})  # noqa: B009
+    weights = {name: uplink.weight for name, uplink in order.uplinks.items() if isinstance(uplink, Digital | Ideal)}
+    mean = weighted_mean(updates, weights)
     missing = tuple(name for name in order.uplinks if name not in updates)
     return Collected(mean, updates, missing, energy_j=energy_j, deliveries=deliveries, spent=spent)
 

@@ -76,16 +76,16 @@ def sound(air: Air, order: Sound, positions_m: np.ndarray) -> Sounding:
         joules=sum(air.joules(answer) for answer in sent.values()),
         air_time_s=length * len(sent) / air.rate_hz,
     )
-    found_nodes = [heard[name] for name in heard]
+    estimates = list(heard.values())
     return Sounding(
         nodes=tuple(heard),
-        channel=np.stack([one.channel for one in found_nodes], axis=1),
-        noise_w=float(np.mean([one.noise_w for one in found_nodes])),
+        channel=np.stack([one.channel for one in estimates], axis=1),
+        noise_w=float(np.mean([one.noise_w for one in estimates])),
         positions_m=positions_m,
-        delay_s=np.array([one.lag for one in found_nodes]) / air.rate_hz,
-        cfo_hz=np.array([one.cfo for one in found_nodes]) * bench.sample_rate_hz,
+        delay_s=np.array([one.lag for one in estimates]) / air.rate_hz,
+        cfo_hz=np.array([one.cfo for one in estimates]) * bench.sample_rate_hz,
         heard_s=np.array([heard_s[name] for name in heard]),
-        response=np.stack([one.response for one in found_nodes], axis=1) if order.per_subcarrier else None,
+        response=np.stack([one.response for one in estimates], axis=1) if order.per_subcarrier else None,
         missing=tuple(name for name in asked if name not in heard),
         spent=spent,
     )

@@ -50,9 +50,9 @@ from testbed.core.units import dbm_to_w, from_db
 from testbed.engine.config import ExperimentSpec
 from testbed.engine.limits import check_needs, check_order, claimed_capabilities
 from testbed.engine.perform import perform
-from testbed.engine.sums import air_time, num_vote_symbols
+from testbed.engine.sums import air_time
 from testbed.lora.llama_layout import llama_layout
-from testbed.phy import budget, ofdm, payload
+from testbed.phy import budget, ofdm, payload, voting
 from testbed.phy import sounding as pilots
 from testbed.phy.coding_schemes import SCHEMES, choose, scheme_named
 
@@ -263,7 +263,8 @@ class DryBench:
                 length = air_time(ofdm.num_symbols_of(self.num_values), waveform)
                 times = dict.fromkeys(order.uplinks, length / rate_hz)
             case MajorityVote():
-                times = dict.fromkeys(order.uplinks, air_time(num_vote_symbols(self.num_values), waveform) / rate_hz)
+                length = air_time(voting.fsk_num_symbols(self.num_values, waveform), waveform)
+                times = dict.fromkeys(order.uplinks, length / rate_hz)
             case _:
                 assert_never(first)
         energy_j = {name: _power_w(uplink) * times[name] for name, uplink in order.uplinks.items()}

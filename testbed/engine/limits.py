@@ -7,7 +7,7 @@ from typing import assert_never
 
 import numpy as np
 
-from testbed.core.bench import BenchSpec
+from testbed.core.bench import BenchSpec, WaveformSpec
 from testbed.core.devices import Capabilities
 from testbed.core.errors import ConfigError, LimitError
 from testbed.core.frames import end_stops_m, to_stage
@@ -32,6 +32,7 @@ from testbed.core.units import dbm_to_w, w_to_dbm
 from testbed.engine.scheme_names import scheme_class
 from testbed.phy.coding_schemes import SCHEMES
 from testbed.phy.coherence import alternatives, radio_flags, why_not
+from testbed.phy.subcarriers import max_nodes
 from testbed.schemes import SCHEMES as SCHEME_CLASSES
 
 _TOLERANCE = 1e-6
@@ -175,13 +176,31 @@ def _check_collect(order: Collect, bench: BenchSpec) -> None:
             raise LimitError(
                 f"Collect: the shares add up to {sum(shares_hz):g} Hz; the band has {bench.bandwidth_hz:g} Hz"
             )
-        if kinds == {Digital} and bench.waveform.level == "symbols":
-            raise LimitError(
-                "Collect: packets need samples, and waveform.level is symbols",
-                remedy='set waveform.level = "samples" in the bench file, or use error-free links (link = "ideal")',
-            )
+        if kinds == {Digital}:
+            _check_packets(bench.waveform)
     elif kinds <= {Analogue, OneBit}:
         _check_combination(order, bench)
+    elif kinds == {MajorityVote} and bench.waveform.num_active % 4:
+        raise LimitError(
+            f"Collect: votes need pairs of neighbouring subcarriers, and {bench.waveform.num_active} leave one pair at "
+            "the two edges of the band",
+            remedy="make waveform.num_active in the bench file a multiple of 4",
+        )
+
+
+def _check_packets(waveform: WaveformSpec) -> None:
+    """What the packet modem cannot do with a numerology."""
+    if waveform.level == "symbols":
+        raise LimitError(
+            "Collect: packets need samples, and waveform.level is symbols",
+            remedy='set waveform.level = "samples" in the bench file, or use error-free links (link = "ideal")',
+        )
+    size, prefix = waveform.num_subcarriers, waveform.cyclic_prefix
+    if max_nodes(waveform) < 1 or size < 32 or 2 * prefix > size:
+        raise LimitError(
+            f"Collect: no packet fits {waveform.num_active} of {size} subcarriers with a cyclic prefix of {prefix}",
+            remedy="give the waveform at least 32 subcarriers and a prefix of at most half a block",
+        )
 
 
 def _check_combination(order: Collect, bench: BenchSpec) -> None:

@@ -174,8 +174,10 @@ def _open(air: Air, uplinks: dict[str, Digital], growth: float, num_values: int,
     for index, (name, uplink) in enumerate(uplinks.items()):
         # the same power over a wider share
         scheme = scheme_named(uplink.scheme) if uplink.scheme else choose(uplink.snr / growth) or SCHEMES[0]
-        packet_bytes = flexframe.best_packet_bytes(scheme, allocations[name], waveform)
         num_bytes = payload.num_bytes(uplink.payload, num_values)
+        # packets are counted with two bytes, so that a long update needs long ones
+        shortest = -(-(num_bytes + packets.CHECK_BYTES) // packets.MAX_PACKETS)
+        packet_bytes = max(flexframe.best_packet_bytes(scheme, allocations[name], waveform), shortest)
         arrived = packets.Reassembly(num_bytes, packet_bytes, node=index, transfer=transfer)
         count = packets.num_packets(num_bytes, packet_bytes)
         waiting = dict.fromkeys(range(count), 0)

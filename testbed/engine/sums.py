@@ -57,11 +57,6 @@ def air_time(num_symbols: int, waveform: WaveformSpec) -> int:
     return sum(frames.segment_length(count, waveform) for _, count in segments(num_symbols, waveform))
 
 
-def num_vote_symbols(num_values: int) -> int:
-    """Symbols of a non-coherent vote: a pair of subcarriers for every value."""
-    return 2 * num_values
-
-
 def collect_mean(air: Air, order: Collect, num_values: int) -> Collected:
     """Carry out a `Collect` of `Analogue` uplinks: the weighted mean.
 
@@ -166,7 +161,7 @@ def collect_votes(air: Air, order: Collect, num_values: int) -> Collected:
         part[:], _ = voting.fsk_decide(symbols, len(part))
 
     amplitudes = {name: complex(np.sqrt(uplink.power_w)) for name, uplink in uplinks.items()}
-    return _collect(air, order, votes, num_vote_symbols(num_values), amplitudes, request, listen)
+    return _collect(air, order, votes, voting.fsk_num_symbols(num_values, waveform), amplitudes, request, listen)
 
 
 def _coherent(

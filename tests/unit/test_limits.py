@@ -161,6 +161,20 @@ def test_lacking_capabilities_are_named() -> None:
     assert "majority votes" in (refusal.value.remedy or "")
 
 
+def test_numerologies_that_an_uplink_cannot_use_are_refused() -> None:
+    bench = small_bench(waveform={"num_active": 190})
+    check_order(_digital(), bench, 4)
+    with pytest.raises(LimitError, match="190 leave one pair") as refusal:
+        check_order(_vote(), bench, 4)
+    assert "multiple of 4" in (refusal.value.remedy or "")
+    for waveform in (
+        {"num_subcarriers": 16, "num_active": 8, "cyclic_prefix": 4},
+        {"num_subcarriers": 256, "cyclic_prefix": 160},
+    ):
+        with pytest.raises(LimitError, match="no packet fits"):
+            check_order(_digital(), small_bench(waveform=waveform), 4)
+
+
 def test_packets_are_refused_where_no_samples_are_sent() -> None:
     bench = small_bench(waveform={"level": "symbols"})
     check_order(_vote(), bench, 4)

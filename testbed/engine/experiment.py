@@ -154,7 +154,7 @@ def run_experiment(
         "began": stamp,
         "backend": backend,
         "capture": capture,
-        "playback": None if playback is None else str(playback),
+        "playback": None if playback is None else str(playback.resolve()),
         "experiment": experiment.model_dump(mode="json"),
         "bench": bench.model_dump(mode="json"),
         "versions": versions(),

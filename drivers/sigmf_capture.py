@@ -92,14 +92,14 @@ class CapturingRadio:
         self._radio.tune(frequency_hz=frequency_hz, sample_rate_hz=sample_rate_hz)
         self._tuned = (frequency_hz, sample_rate_hz)
 
-    def transmit(self, samples: np.ndarray, *, at_s: float) -> None:
+    def transmit(self, samples: np.ndarray, *, at_s: float, trigger_s: float | None = None) -> None:
         """Send one burst, shape [num_samples]; it is not recorded.
 
         Raises:
             LimitError: as the radio.
             RadioFault: as the radio.
         """
-        self._radio.transmit(samples, at_s=at_s)
+        self._radio.transmit(samples, at_s=at_s, trigger_s=trigger_s)
 
     def arm(self, num_samples: int, *, at_s: float) -> None:
         """Make sure that the capture can be kept, then capture `num_samples` from `at_s` on.

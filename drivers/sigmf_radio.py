@@ -100,7 +100,7 @@ class SigmfRadio:
             )
         self._tuned = (frequency_hz, sample_rate_hz)
 
-    def transmit(self, samples: np.ndarray, *, at_s: float) -> None:
+    def transmit(self, samples: np.ndarray, *, at_s: float, trigger_s: float | None = None) -> None:
         """Refused: a recording does not radiate.
 
         Raises:

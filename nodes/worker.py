@@ -14,7 +14,7 @@ from testbed.core.backends import backend, resolve
 from testbed.core.bench import BenchSpec
 from testbed.core.errors import ProtocolError
 from testbed.core.messages import Packet
-from testbed.core.node_devices import NodeDevices
+from testbed.core.node_devices import FollowedClock, NodeDevices
 from testbed.core.specs import JobSpec
 from testbed.phy import sounding
 
@@ -88,6 +88,11 @@ class Worker:
             case messages.SetResidual():
                 self._node(request.node).uplink.residual = packet.arrays["residual"]
                 self._say(request, messages.Done, {})
+            case messages.ReadClock():
+                self._say(request, messages.ClockRead, {"at_s": self._clock(request.node).own_s()})
+            case messages.SetClock():
+                self._clock(request.node).follow(request.offset_s)
+                self._say(request, messages.Done, {})
             case messages.SetAdapter():
                 self._set_adapter(request.node, packet.arrays["adapter"])
                 self._say(request, messages.Done, {})
@@ -101,6 +106,7 @@ class Worker:
                 | messages.Sent()
                 | messages.Update()
                 | messages.Residual()
+                | messages.ClockRead()
                 | messages.EvaluateDone()
                 | messages.Progress()
                 | messages.Failed()
@@ -142,6 +148,12 @@ class Worker:
             raise ProtocolError(f"{name} was asked to work before it was configured")
         return self._nodes[name]
 
+    def _clock(self, name: str) -> FollowedClock:
+        clock = self._node(name).devices.clock
+        if clock is None:
+            raise ProtocolError(f"{name} was asked for its clock, and something else starts its bursts")
+        return clock
+
     def _uplink(self, name: str) -> tuple[Uplink, np.ndarray]:
         uplink = self._node(name).uplink
         if uplink.update is None:
@@ -182,7 +194,7 @@ class Worker:
         def progress(fraction: float) -> None:
             self.say(messages.Progress(node=request.node, activity="training", fraction=fraction), {})
 
-        node.devices.meter.begin()
+        node.devices.meter.begin(request.cpu_hz)
         outcome = trainer.train(
             request.node,
             request.round_index,
@@ -211,7 +223,7 @@ class Worker:
         )
 
     def _transmit(self, request: _Burst, samples: np.ndarray) -> None:
-        self._node(request.node).devices.radio.transmit(samples, at_s=request.at_s)
+        self._node(request.node).devices.radio.transmit(samples, at_s=request.at_s, trigger_s=request.trigger_s)
         self._say(
             request,
             messages.Sent,

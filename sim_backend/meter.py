@@ -20,8 +20,8 @@ class SimMeter:
     def __init__(self, board: NodeSpec) -> None:
         self._board = board
 
-    def begin(self) -> None:
-        """Work begins."""
+    def begin(self, cpu_hz: float | None = None) -> None:
+        """Work begins; the frequency counts at its end."""
 
     def end(self, *, num_tokens: int, cpu_hz: float | None) -> Spent:
         """What work on so many tokens takes.

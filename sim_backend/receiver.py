@@ -62,7 +62,7 @@ class SimReceiver:
         """
         check_tuning(self._capabilities, frequency_hz, sample_rate_hz)
 
-    def transmit(self, samples: np.ndarray, *, at_s: float) -> None:
+    def transmit(self, samples: np.ndarray, *, at_s: float, trigger_s: float | None = None) -> None:
         """Refused: this radio only listens.
 
         Raises:

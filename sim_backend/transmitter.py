@@ -63,13 +63,14 @@ class SimTransmitter:
         check_tuning(self._capabilities, frequency_hz, sample_rate_hz)
         self._num_tunings += 1
 
-    def transmit(self, samples: np.ndarray, *, at_s: float) -> None:
+    def transmit(self, samples: np.ndarray, *, at_s: float, trigger_s: float | None = None) -> None:
         """Send one burst, then be mute; returns when the medium has it. A node that misses its beacon sends nothing.
 
         Args:
             samples: square-root watts, shape [num_samples], complex64. Average power is that of
                 `testbed.phy.ofdm.body_power_w`, or at level symbols that of all symbols.
             at_s: instant of the first sample.
+            trigger_s: not needed: the simulated clock starts every burst.
 
         Raises:
             LimitError: not one row of finite complex64 samples, an average power above the node's limit, or a sample

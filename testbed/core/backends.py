@@ -17,20 +17,39 @@ class Backend:
         bench: `module:function` that opens the controller's devices, see `sim_backend.open.open_bench`.
         node: `module:function` that opens one node's devices, see `sim_backend.open.open_node`.
         describe: one line for the command line.
+        derived: whether capabilities that the bench file leaves open follow from its figures, which are true there.
+        radiates: whether antennas really move and transmitters really radiate.
     """
 
     bench: str
     node: str
     describe: str
+    derived: bool = True
+    radiates: bool = False
 
 
 BACKENDS: dict[str, Backend] = {
     "sim": Backend(
         "sim_backend.open:open_bench", "sim_backend.open:open_node", "pure software, one shared world, virtual clock"
     ),
+    "emulated": Backend(
+        "sim_backend.emulated:open_bench",
+        "sim_backend.emulated:open_node",
+        "the drivers of real devices against emulators that speak their protocols, in the same world",
+    ),
+    "lab": Backend(
+        "drivers.lab:open_bench",
+        "drivers.lab:open_node",
+        "real radios and stages; needs --yes-transmit",
+        derived=False,
+        radiates=True,
+    ),
 }
 
 NODE_AGENT = "nodes.agent:serve"
+EMULATE = "sim_backend.emulators.host:serve"
+DOCTOR = "drivers.doctor:check"
+EMERGENCY_STOP = "drivers.emergency:stop_bench"
 CAPTURE = "drivers.sigmf_capture:CapturingRadio"
 PLAYBACK = "drivers.sigmf_radio:SigmfRadio"
 PRETRAIN = "nodes.pretrain:pretrain"

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from testbed.core.hardware import MeterSpec, PlutoSpec, StagePortSpec
 from testbed.core.specs import Spec
 
 SPEED_OF_LIGHT_M_S = 299_792_458.0
@@ -64,6 +65,7 @@ class StageSpec(Spec):
     acceleration_m_s2: Positive = 1.0
     settle_s: float = Field(0.1, ge=0)
     power_w: float = Field(6.0, ge=0, description="electrical power while moving")
+    device: StagePortSpec = StagePortSpec()
 
 
 class AntennaSpec(Spec):
@@ -83,6 +85,9 @@ class ArraySpec(Spec):
     region_m: tuple[Interval, Interval] = Field(description="where antennas may be, array frame")
     min_spacing_m: float = Field(ge=0, description="smallest distance of two antennas")
     antennas: tuple[AntennaSpec, ...] = Field(min_length=1)
+    radios: tuple[PlutoSpec, ...] = Field(
+        (), description="the radios behind the antennas, in their order, each with as many antennas as it has channels"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> ArraySpec:
@@ -92,6 +97,12 @@ class ArraySpec(Spec):
         for low, high in self.region_m:
             if low >= high:
                 raise ValueError(f"region_m: the interval [{low}, {high}] is empty; give [low, high]")
+        channels = sum(radio.channels for radio in self.radios)
+        if self.radios and channels != len(self.antennas):
+            raise ValueError(
+                f"radios: {len(self.radios)} radios with {channels} channels stand behind {len(self.antennas)} "
+                "antennas; list as many channels as antennas"
+            )
         home = np.array([antenna.home_m for antenna in self.antennas])
         for index, point in enumerate(home):
             for value, (low, high) in zip(point, self.region_m, strict=True):
@@ -120,6 +131,8 @@ class NodeSpec(Spec):
     cpu_hz: Positive = Field(1.5e9, description="highest CPU frequency")
     cycles_per_token: Positive = Field(2e6, description="CPU cycles to train on one token")
     kappa: Positive = Field(1e-28, description="effective switched capacitance: joules = kappa cycles frequency^2")
+    radio: PlutoSpec = PlutoSpec()
+    meter: MeterSpec = MeterSpec()
 
 
 class LimitsSpec(Spec):
@@ -127,6 +140,10 @@ class LimitsSpec(Spec):
 
     frequencies_hz: tuple[Interval, ...] = Field(((2.4e9, 2.4835e9),), min_length=1, description="allowed bands")
     max_power_dbm: float = Field(20.0, description="of any transmitter")
+    max_speed_m_s: Positive = Field(0.5, description="of any stage")
+    dead_man_s: Positive = Field(
+        1.0, description="transmitters are muted and stages held when their process shows no sign of life for so long"
+    )
 
 
 class LinkSpec(Spec):
@@ -250,6 +267,12 @@ class RadioSpec(Spec):
         description="standard deviation of a burst's start, measured, beyond what finding a beacon adds; captures "
         "begin and end 6 of them early and late",
     )
+    trigger_line: str | None = Field(
+        None,
+        pattern=r"^(rts|dtr):.+",
+        description="what pulls the external trigger of real radios where trigger is clock: rts:PORT or dtr:PORT, a "
+        "line of a serial port",
+    )
 
 
 class BenchSpec(Spec):
@@ -290,6 +313,14 @@ class BenchSpec(Spec):
                 )
             if node.count > 1 and "{" not in node.name:
                 raise ValueError(f"nodes.{index}.name: {node.count} boards need a pattern such as node-{{:02d}}")
+            if node.count > 1 and node.radio.serial is not None:
+                raise ValueError(f"nodes.{index}.radio.serial: {node.count} boards have one each; leave it out")
+        for index, antenna in enumerate(self.array.antennas):
+            if antenna.stage is not None and antenna.stage.speed_m_s > self.limits.max_speed_m_s:
+                raise ValueError(
+                    f"array.antennas.{index}.stage.speed_m_s: {antenna.stage.speed_m_s:g} m/s exceeds "
+                    f"limits.max_speed_m_s = {self.limits.max_speed_m_s:g} m/s"
+                )
         wave = self.waveform
         if wave.num_subcarriers % 16 or wave.num_active < wave.num_subcarriers // 2:
             raise ValueError(
@@ -313,7 +344,10 @@ class BenchSpec(Spec):
         for node in self.nodes:
             for _ in range(node.count):
                 name = node.name.format(len(boards)) if "{" in node.name else node.name
-                boards.append(node.model_copy(update={"name": name, "count": 1}))
+                radio = node.radio
+                if radio.uri is not None and "{" in radio.uri:
+                    radio = radio.model_copy(update={"uri": radio.uri.format(len(boards))})
+                boards.append(node.model_copy(update={"name": name, "count": 1, "radio": radio}))
         return tuple(boards)
 
     @property

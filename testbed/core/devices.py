@@ -53,14 +53,17 @@ class Radio(Protocol):
     def tune(self, *, frequency_hz: float, sample_rate_hz: float) -> None:
         """Set carrier and sample rate. Raises LimitError outside the capabilities."""
 
-    def transmit(self, samples: np.ndarray, *, at_s: float) -> None:
+    def transmit(self, samples: np.ndarray, *, at_s: float, trigger_s: float | None = None) -> None:
         """Send one burst, then be mute. Shape [num_samples] complex64. Returns when the burst is on its way.
+
+        `trigger_s` is the instant at which the receiver's capture begins. Radios that a common trigger starts keep the
+        burst ready and send it `at_s - trigger_s` after the trigger; without it they send at the trigger.
 
         Raises LimitError where the average power exceeds `max_power_w`, RadioFault when the radio failed.
         """
 
     def arm(self, num_samples: int, *, at_s: float) -> None:
-        """Discard what is stale and capture `num_samples` from `at_s` on.
+        """Discard what is stale and capture `num_samples` from `at_s` on, or from the trigger on.
 
         Raises LimitError for an empty capture or an instant that is not finite.
         """
@@ -122,8 +125,8 @@ class Clock(Protocol):
 class Meter(Protocol):
     """A node's stopwatch and energy meter."""
 
-    def begin(self) -> None:
-        """Work begins."""
+    def begin(self, cpu_hz: float | None = None) -> None:
+        """Work begins, at this CPU frequency; None is the highest. Raises LimitError beyond the board's range."""
 
     def end(self, *, num_tokens: int, cpu_hz: float | None) -> Spent:
         """Work on so many tokens has ended; what it took. `cpu_hz` None is the highest frequency."""
@@ -173,6 +176,9 @@ class Devices:
         close: makes everything still and mute, then lets go; may be repeated.
         serials: device -> its serial number, for the metadata of recordings.
         calibration_ids: profiles in use, for the same.
+        start_delay_s: from an order to transmit to the first sample: time for the order to reach every node and for
+            its burst to be ready.
+        shares_time: whether nodes have to know the controller's clock, since nothing else starts their bursts.
     """
 
     radio: Radio
@@ -183,3 +189,5 @@ class Devices:
     close: Callable[[], None]
     serials: Mapping[str, str] = field(default_factory=dict)
     calibration_ids: tuple[str, ...] = ()
+    start_delay_s: float = 1e-3
+    shares_time: bool = False

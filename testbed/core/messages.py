@@ -20,7 +20,7 @@ from testbed.core.errors import ProtocolError
 from testbed.core.orders import Payload
 from testbed.core.specs import JobSpec
 
-PROTOCOL = 2
+PROTOCOL = 3
 
 _DTYPES = frozenset({"float32", "float64", "float16", "complex64", "complex128", "int8", "uint8", "int32", "int64"})
 _MAX_HEAD_BYTES = 16 * 1024 * 1024
@@ -164,24 +164,29 @@ class TrainTask(Request):
     cpu_hz: float | None = None
 
 
-class SendPilots(Request):
+class Burst(Request):
+    """Base of what makes a node transmit at a given instant; `trigger_s` as of `testbed.core.devices.Radio`."""
+
+    at_s: float
+    trigger_s: float | None = None
+
+
+class SendPilots(Burst):
     """Transmit pilots at a given instant."""
 
     kind: Literal["send-pilots"] = "send-pilots"
-    at_s: float
     power_w: float
     num_pilots: int
     waveform: WaveformSpec
 
 
-class SendAnalogue(Request):
+class SendAnalogue(Burst):
     """Transmit a part of the update as uncoded symbols at a given instant; see `testbed.core.orders.Analogue`.
 
     Array: `precoder`, complex128, shape [1] or [num_active], square-root watts.
     """
 
     kind: Literal["send-analogue"] = "send-analogue"
-    at_s: float
     mean: float
     std: float
     first: int = Field(ge=0, description="symbol that this burst begins with")
@@ -192,14 +197,13 @@ class SendAnalogue(Request):
     waveform: WaveformSpec
 
 
-class SendSigns(Request):
+class SendSigns(Burst):
     """Transmit the signs of a part of the update at a given instant; see `MajorityVote` and `OneBit` in the orders.
 
     Array: `precoder` as in `SendAnalogue`. With `pairs` the signs ride on pairs of subcarriers, else on QPSK symbols.
     """
 
     kind: Literal["send-signs"] = "send-signs"
-    at_s: float
     pairs: bool
     threshold: float = 0.0
     first: int = Field(ge=0, description="symbol that this burst begins with")
@@ -209,14 +213,13 @@ class SendSigns(Request):
     waveform: WaveformSpec
 
 
-class SendPackets(Request):
+class SendPackets(Burst):
     """Transmit packets of the encoded update at a given instant; the update is encoded once for each transfer.
 
     Array: `allocation` uint8 [num_subcarriers], as of `testbed.phy.subcarriers.allocate`.
     """
 
     kind: Literal["send-packets"] = "send-packets"
-    at_s: float
     power_w: float
     transfer: int = Field(ge=0, lt=256)
     index: int = Field(ge=0, lt=256, description="number of this node within the transfer")
@@ -246,6 +249,26 @@ class SetResidual(Request):
     """Take back what earlier payloads left out. Array: `residual` [layout.size] float32."""
 
     kind: Literal["set-residual"] = "set-residual"
+
+
+class ReadClock(Request):
+    """Say what the node's own clock shows; the controller learns the offset between the two."""
+
+    kind: Literal["read-clock"] = "read-clock"
+
+
+class ClockRead(Request):
+    """Answer to `ReadClock`."""
+
+    kind: Literal["clock-read"] = "clock-read"
+    at_s: float = Field(description="the node's own clock, from whatever zero")
+
+
+class SetClock(Request):
+    """What the controller's clock shows at the node's own zero."""
+
+    kind: Literal["set-clock"] = "set-clock"
+    offset_s: float
 
 
 class SetAdapter(Request):
@@ -290,6 +313,9 @@ Message: TypeAlias = (
     | SendUpdate
     | SendResidual
     | SetResidual
+    | ReadClock
+    | ClockRead
+    | SetClock
     | SetAdapter
     | EvaluateTask
     | Bye

@@ -4,8 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from testbed.core.devices import Meter, Radio
+
+
+class FollowedClock(Protocol):
+    """A node's own clock, which learns how far the controller's is ahead of it."""
+
+    def own_s(self) -> float:
+        """The node's own time, from whatever zero."""
+
+    def follow(self, offset_s: float) -> None:
+        """From now on the controller's time is the node's own time plus this."""
 
 
 @dataclass(frozen=True)
@@ -16,8 +27,10 @@ class NodeDevices:
         radio: its transmitter.
         meter: its stopwatch and energy meter.
         close: mutes the radio and lets go; may be repeated.
+        clock: its clock, where bursts start by the controller's time; None where something else starts them.
     """
 
     radio: Radio
     meter: Meter
     close: Callable[[], None]
+    clock: FollowedClock | None = None

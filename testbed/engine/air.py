@@ -13,8 +13,6 @@ from testbed.core.bench import BenchSpec
 from testbed.core.devices import Devices
 from testbed.engine.crew import Crew
 
-_START_DELAY_S = 1e-3
-"""Between an order to transmit and the first sample: time for the order to reach every node."""
 _GUARD_SIGMAS = 6.0
 LONGEST = 1 << 20
 """Elements of the longest window: 64 MiB for eight antennas."""
@@ -53,7 +51,7 @@ class Air:
 
     def begin_s(self) -> float:
         """The next instant for which a burst can be ordered."""
-        return self.devices.clock.now_s() + _START_DELAY_S + self.guard / self.rate_hz
+        return self.devices.clock.now_s() + self.devices.start_delay_s + self.guard / self.rate_hz
 
     def capture(
         self,
@@ -78,8 +76,12 @@ class Air:
         """
         window = length + 2 * self.guard
         radio, clock = self.devices.radio, self.devices.clock
-        radio.arm(window, at_s=begin_s - self.guard / self.rate_hz)
-        sent = self.crew.ask(requests, messages.Sent, arrays)
+        trigger_s = begin_s - self.guard / self.rate_hz
+        radio.arm(window, at_s=trigger_s)
+        bursts: dict[str, messages.Message] = {
+            name: request.model_copy(update={"trigger_s": trigger_s}) for name, request in requests.items()
+        }
+        sent = self.crew.ask(bursts, messages.Sent, arrays)
         samples = radio.read(combiner)
         clock.wait_until(begin_s + (length + self.guard) / self.rate_hz)
         return samples, sent

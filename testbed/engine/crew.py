@@ -19,6 +19,9 @@ from testbed.engine.observe import Observer
 
 Answer = TypeVar("Answer", bound=messages.Request)
 _NO_ARRAYS: Mapping[str, np.ndarray] = {}
+_EXCHANGES = 8
+_KEEPS_TIME_S = 10.0
+"""Two crystals of 20 ppm are 0.4 ms apart by then."""
 _NO_REQUEST_ARRAYS: Mapping[str, Mapping[str, np.ndarray]] = {}
 
 
@@ -41,6 +44,7 @@ class Crew:
     """Nodes that trained since they joined, and so hold an update."""
     _published: np.ndarray | None = None
     _behind: set[str] = field(default_factory=set)
+    _time_shared_s: float = 0.0
 
     def assemble(self) -> dict[str, Packet]:
         """Wait for every node of the bench and let it load model and data; its `Ready` packet by name.
@@ -67,6 +71,7 @@ class Crew:
                     remedy="give every node the same base model and the same versions of torch and peft",
                 )
         self._published = first.arrays["initial"]
+        self.share_time(names)
         return ready
 
     def present(self, names: Iterable[str] = ()) -> list[str]:
@@ -138,9 +143,40 @@ class Crew:
         self.holding -= set(back)
         if back:
             self._configure(back)
+            self.share_time(back)
         behind = {name for name in (*back, *self._behind) if name in self.devices.link.nodes}
         if behind and self._published is not None:
             self._behind = behind - set(self._hand_over(tuple(sorted(behind)), self._published))
+
+    def share_time(self, names: Iterable[str]) -> None:
+        """Tell nodes the controller's time where their bursts start by it.
+
+        offset = (asked + answered) / 2 - read,   of the exchange with the shortest round trip, which bounds its error
+        """
+        devices = self.devices
+        if not devices.shares_time:
+            return
+        timeout_s = self.bench.link.answer_timeout_s
+        for name in names:
+            exchanges: list[tuple[float, float]] = []
+            for _ in range(_EXCHANGES):
+                asked_s = devices.clock.now_s()
+                answers = devices.link.ask({name: (messages.ReadClock(node=name), _NO_ARRAYS)}, timeout_s=timeout_s)
+                trip_s = devices.clock.now_s() - asked_s
+                if name in answers:
+                    read_s = _expect(answers[name], messages.ClockRead).at_s
+                    exchanges.append((trip_s, asked_s + trip_s / 2 - read_s))
+            if exchanges:
+                offset_s = min(exchanges)[1]
+                devices.link.ask(
+                    {name: (messages.SetClock(node=name, offset_s=offset_s), _NO_ARRAYS)}, timeout_s=timeout_s
+                )
+        self._time_shared_s = devices.clock.now_s()
+
+    def keep_time(self) -> None:
+        """`share_time` again where crystals may have drifted apart since."""
+        if self.devices.clock.now_s() - self._time_shared_s > _KEEPS_TIME_S:
+            self.share_time(self.present())
 
     def _hand_over(self, names: tuple[str, ...], adapter: np.ndarray) -> tuple[str, ...]:
         packets = {name: (messages.SetAdapter(node=name), {"adapter": adapter}) for name in names}

@@ -31,17 +31,21 @@ from testbed.core.orders import (
 from testbed.core.units import dbm_to_w, w_to_dbm
 from testbed.engine.scheme_names import scheme_class
 from testbed.phy.coding_schemes import SCHEMES
-from testbed.phy.coherence import alternatives, radio_flags, why_not
+from testbed.phy.coherence import alternatives, claimed_flags, radio_flags, why_not
 from testbed.phy.subcarriers import max_nodes
 from testbed.schemes import SCHEMES as SCHEME_CLASSES
 
 _TOLERANCE = 1e-6
 
 
-def claimed_capabilities(bench: BenchSpec) -> Capabilities:
-    """What the bench file says of its radios, before any of them is opened."""
+def claimed_capabilities(bench: BenchSpec, *, derived: bool = True) -> Capabilities:
+    """What the bench file says of its radios, before any of them is opened.
+
+    Args:
+        derived: flags that it leaves open follow from its figures; else they are false.
+    """
     return Capabilities(
-        **radio_flags(bench),
+        **(radio_flags(bench) if derived else claimed_flags(bench)),
         num_antennas=len(bench.array.antennas),
         max_power_w=dbm_to_w(bench.limits.max_power_dbm),
         frequencies_hz=bench.limits.frequencies_hz,

@@ -132,6 +132,7 @@ class Live:
         self.last_audit = {}
         match order:
             case Sound():
+                self._keep_time()
                 return sound(self._air, order, self.positions_m)
             case Move():
                 return self._move(order)
@@ -192,6 +193,7 @@ class Live:
         return Trained(results, tuple(name for name in order.work if name not in results), Spent(seconds, joules))
 
     def _collect(self, order: Collect) -> Collected:
+        self._keep_time()
         air, first = self._air, next(iter(order.uplinks.values()))
         for name, uplink in order.uplinks.items():
             if isinstance(uplink, Ideal | Digital) and uplink.payload.error_feedback:
@@ -212,6 +214,10 @@ class Live:
         if self.audit:
             self._measure_error(order, collected)
         return collected
+
+    def _keep_time(self) -> None:
+        if self.devices.shares_time:
+            self.crew.keep_time()
 
     def _next_transfer(self) -> int:
         """A number for this update's bytes, the same when the round is played again after a resume."""

@@ -316,6 +316,11 @@ def radio_flags(bench: BenchSpec) -> dict[str, bool]:
     return {name: derived if getattr(radio, name) is None else getattr(radio, name) for name, derived in flags.items()}
 
 
+def claimed_flags(bench: BenchSpec) -> dict[str, bool]:
+    """The capability flags that a bench file claims for real radios: what it leaves open is not claimed."""
+    return {name: bool(getattr(bench.radio, name)) for name in Capabilities.FLAGS}
+
+
 def why_not(bench: BenchSpec, flag: str) -> str:
     """One sentence on what keeps a bench's radios from a capability: the key, its value and what it would take.
 

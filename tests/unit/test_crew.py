@@ -104,3 +104,86 @@ def test_updates_are_fetched_only_from_nodes_that_hold_one() -> None:
     crew.holding = set()
     assert crew.fetch(dict.fromkeys(NAMES, 32)) == {}
     assert link.sent == []
+
+
+class _Time:
+    """The controller's clock; a node's clock shows 100 s less and runs alike."""
+
+    def __init__(self) -> None:
+        self.at_s = 7.0
+
+    def now_s(self) -> float:
+        return self.at_s
+
+
+class _SlowLink(_Link):
+    """Every exchange takes its time there and back; a node reads its clock in between."""
+
+    def __init__(self, time: _Time, trips_s: list[tuple[float, float]]) -> None:
+        super().__init__()
+        self._time, self._trips_s = time, trips_s
+        self.offsets: dict[str, float] = {}
+
+    def ask(
+        self,
+        requests: Mapping[str, tuple[Message, Mapping[str, np.ndarray]]],
+        *,
+        timeout_s: float,
+        progress: Any = None,
+    ) -> dict[str, Packet]:
+        (name, (message, _)), *_ = requests.items()
+        if isinstance(message, messages.ReadClock):
+            self.sent.append((name, message.kind))
+            there_s, back_s = self._trips_s[len(self.sent) % len(self._trips_s)]
+            read_s = self._time.at_s + there_s - 100.0
+            self._time.at_s += there_s + back_s
+            return {} if name in self.deaf else {name: Packet(messages.ClockRead(node=name, at_s=read_s))}
+        if isinstance(message, messages.SetClock):
+            self.offsets[name] = message.offset_s
+            return {name: Packet(messages.Done(node=name))}
+        return super().ask(requests, timeout_s=timeout_s, progress=progress)
+
+
+def test_nodes_learn_the_controllers_time_from_the_quickest_exchange() -> None:
+    time = _Time()
+    link = _SlowLink(time, [(0.2, 0.01), (0.0011, 0.0009), (0.03, 0.5)])
+    devices = Devices(
+        radio=None,
+        stages=(),
+        link=link,
+        clock=time,
+        node_devices={},
+        close=link.close,
+        shares_time=True,  # type: ignore[arg-type]
+    )
+    crew = Crew(devices, BENCH, "lab", JobSpec(nodes=NAMES), Observer())
+    link.deaf = {NAMES[1]}
+    crew.share_time(NAMES)
+    assert set(link.offsets) == set(NAMES) - {NAMES[1]}
+    for offset_s in link.offsets.values():
+        # half of the shortest round trip bounds the error, here 1 ms; the other exchanges are 95 and 235 ms wrong
+        assert abs(offset_s - 100.0) <= 0.001 + 1e-9
+        assert abs(offset_s - 100.0) > 0.0
+
+
+def test_time_is_shared_again_when_crystals_may_have_drifted() -> None:
+    time = _Time()
+    link = _SlowLink(time, [(0.0, 0.0)])
+    devices = Devices(
+        radio=None,
+        stages=(),
+        link=link,
+        clock=time,
+        node_devices={},
+        close=link.close,
+        shares_time=True,  # type: ignore[arg-type]
+    )
+    crew = Crew(devices, BENCH, "lab", JobSpec(nodes=NAMES), Observer())
+    crew.share_time(NAMES)
+    link.offsets.clear()
+    time.at_s += 5.0
+    crew.keep_time()
+    assert not link.offsets
+    time.at_s += 6.0
+    crew.keep_time()
+    assert link.offsets == dict.fromkeys(NAMES, 100.0)

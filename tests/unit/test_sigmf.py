@@ -18,7 +18,7 @@ from drivers.sigmf_radio import SigmfRadio
 from testbed.core.bench import WaveformSpec
 from testbed.core.devices import Capabilities, Radio
 from testbed.core.errors import ConfigError, DeviceError, LimitError, ProtocolError, RadioFault
-from testbed.engine.checks import check_receiver
+from testbed.engine.checks import check_radio
 
 NUM_ANTENNAS, CARRIER_HZ, RATE_HZ = 3, 2.45e9, 5e6
 BAND = {"frequency_hz": CARRIER_HZ, "sample_rate_hz": RATE_HZ}
@@ -59,7 +59,7 @@ class NoiseRadio:
             raise LimitError("outside the band")
         self.calls.append(("tune", frequency_hz, sample_rate_hz))
 
-    def transmit(self, samples: np.ndarray, *, at_s: float) -> None:
+    def transmit(self, samples: np.ndarray, *, at_s: float, trigger_s: float | None = None) -> None:
         self.calls.append(("transmit", samples.size, at_s))
 
     def arm(self, num_samples: int, *, at_s: float) -> None:
@@ -212,7 +212,7 @@ def test_every_verb_reaches_the_radio(tmp_path: Path) -> None:
 
 def test_a_recorded_radio_keeps_its_contract(tmp_path: Path) -> None:
     radio = CapturingRadio(NoiseRadio(), tmp_path, facts=dict)
-    check_receiver(radio, frequency_hz=CARRIER_HZ, sample_rate_hz=RATE_HZ, at_s=1.0)
+    check_radio(radio, frequency_hz=CARRIER_HZ, sample_rate_hz=RATE_HZ, soon_s=lambda: 1.0)
 
 
 def test_a_resumed_run_goes_on_numbering_and_overwrites_nothing(tmp_path: Path) -> None:
@@ -335,7 +335,7 @@ def test_a_played_recording_keeps_the_contract_of_a_receiver(tmp_path: Path) -> 
     record(tmp_path, (512, 1.0), (512, 3.0))
     radio = SigmfRadio(tmp_path)
     assert isinstance(radio, Radio)
-    check_receiver(radio, frequency_hz=CARRIER_HZ, sample_rate_hz=RATE_HZ, at_s=3.0)
+    check_radio(radio, frequency_hz=CARRIER_HZ, sample_rate_hz=RATE_HZ, soon_s=lambda: 3.0)
     can = radio.capabilities
     assert (can.timed_tx, can.shared_clock, can.phase_coherent, can.full_duplex) == (True, True, False, False)
     assert can.frequencies_hz == ((CARRIER_HZ - RATE_HZ / 2, CARRIER_HZ + RATE_HZ / 2),)
@@ -430,7 +430,7 @@ def test_captures_are_cut_out_of_a_foreign_recording(tmp_path: Path) -> None:
     raw = generator.integers(-32768, 32768, (1000, 2, 2), endpoint=False).astype("<i2")
     foreign(tmp_path, raw, "ci16_le", **{"core:num_channels": 2})
     radio = SigmfRadio(tmp_path, full_scale_w=1e-4)
-    check_receiver(radio, frequency_hz=CARRIER_HZ, sample_rate_hz=RATE_HZ, at_s=0.0)
+    check_radio(radio, frequency_hz=CARRIER_HZ, sample_rate_hz=RATE_HZ, soon_s=lambda: 0.0)
     # full scale is 2^15, and one volt of it the square root of 1e-4 W
     expected = 0.01 * (raw[..., 0] + 1j * raw[..., 1]).T / 32768
     np.testing.assert_allclose(armed(radio, 300, 500.2 / RATE_HZ), expected[:, 500:800], rtol=1e-6)

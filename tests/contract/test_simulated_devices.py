@@ -12,7 +12,7 @@ from sim_backend.stage import SimStage
 from sim_backend.world import World
 from testbed.core.bench import BenchSpec
 from testbed.core.devices import Clock, Link, Radio, Stage
-from testbed.engine.checks import check_clock, check_receiver, check_stage, check_transmitter
+from testbed.engine.checks import check_clock, check_radio, check_stage
 from tests.benches import small_bench
 
 TRANSMIT = {
@@ -72,7 +72,7 @@ def test_stage() -> None:
 def test_transmitter(hub: AirHub, bench: BenchSpec) -> None:
     radio = SimTransmitter(bench, node="node-00", port=AirPort(hub.address))
     assert isinstance(radio, Radio)
-    check_transmitter(radio, at_s=0.5, **BAND)
+    check_radio(radio, soon_s=lambda: 0.5, **BAND)
 
 
 @pytest.mark.parametrize("bench", BENCHES.values(), ids=BENCHES)
@@ -80,7 +80,7 @@ def test_receiver(hub: AirHub, bench: BenchSpec) -> None:
     positions = np.array([antenna.home_m for antenna in bench.array.antennas])
     radio = SimReceiver(bench, world=World(bench, 1), hub=hub, positions_m=lambda: positions)
     assert isinstance(radio, Radio)
-    check_receiver(radio, at_s=0.5, **BAND)
+    check_radio(radio, soon_s=lambda: 0.5, **BAND)
 
 
 def test_the_link_is_one() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import typer
 
-from testbed.cli import catalogue, runs
+from testbed.cli import benches, catalogue, runs
 from testbed.cli.failures import fail, interrupted
 
 EXIT_CODES = {
@@ -37,8 +37,8 @@ app = typer.Typer(
 )
 for function in (runs.run, runs.dry, runs.replay, runs.resume, runs.show):
     app.command()(function)
-for name, function in catalogue.COMMANDS.items():
-    app.command(name)(function)
+for name, command in {**benches.COMMANDS, **catalogue.COMMANDS}.items():
+    app.command(name)(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

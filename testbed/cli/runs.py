@@ -39,9 +39,18 @@ Processes = Annotated[
 ]
 
 
+YesTransmit = Annotated[
+    bool, typer.Option("--yes-transmit", help="lab: antennas may really move, transmitters may really radiate")
+]
+StealLeases = Annotated[
+    bool,
+    typer.Option("--steal-leases", help="take radios, stages and frequencies from whoever holds them, on record"),
+]
+
+
 def run(
     experiment: Experiment,
-    backend: Annotated[str, typer.Option(metavar="NAME", help="who plays the devices: sim")] = "sim",
+    backend: Annotated[str, typer.Option(metavar="NAME", help="who plays the devices: sim, emulated or lab")] = "sim",
     bench: Bench = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="the run's folder is made inside")] = Path("runs"),
     seed: Seed = None,
@@ -53,15 +62,22 @@ def run(
     playback: Annotated[
         Path | None, typer.Option(metavar="DIR", help="SigMF captures that the receiver hears instead of the air")
     ] = None,
+    record_wire: Annotated[
+        bool, typer.Option("--record-wire", help="keep every byte between drivers and devices in the run")
+    ] = False,
+    yes_transmit: YesTransmit = False,
+    steal_leases: StealLeases = False,
     as_json: Json = False,
 ) -> None:
     """Run an experiment and print its table."""
-    from testbed.core.backends import backend as check_backend
+    from testbed.core.backends import backend as backend_of
     from testbed.engine.config import require_local_files
 
-    check_backend(backend)
+    radiates = backend_of(backend).radiates
     loaded = _load(experiment, bench, seed, set_)
     require_local_files(loaded)
+    if radiates:
+        _announce(loaded)
 
     def go(progress: RunProgress) -> RunResult:
         from testbed.engine.experiment import run_experiment
@@ -75,6 +91,9 @@ def run(
             node_processes=node_processes,
             capture=capture,
             playback=playback,
+            record_wire=record_wire,
+            yes_transmit=yes_transmit,
+            steal_leases=steal_leases,
             observer=progress,
         )
 
@@ -112,13 +131,25 @@ def replay(run: Run, as_json: Json = False) -> None:
     _finish(result, as_json, last=f"every decision is the recorded one: {result.folder}")
 
 
-def resume(run: Run, node_processes: Processes = None, as_json: Json = False) -> None:
+def resume(
+    run: Run,
+    node_processes: Processes = None,
+    yes_transmit: YesTransmit = False,
+    steal_leases: StealLeases = False,
+    as_json: Json = False,
+) -> None:
     """Go on with a run that was cut off, after its last complete round."""
 
     def go(progress: RunProgress) -> RunResult:
         from testbed.engine.experiment import resume_experiment
 
-        return resume_experiment(run_folder(run), node_processes=node_processes, observer=progress)
+        return resume_experiment(
+            run_folder(run),
+            node_processes=node_processes,
+            yes_transmit=yes_transmit,
+            steal_leases=steal_leases,
+            observer=progress,
+        )
 
     _finish(_watched(go, as_json), as_json)
 
@@ -210,6 +241,13 @@ def _load(experiment: str, bench: str | None, seed: int | None, changes: list[st
     from testbed.engine.config import load_experiment
 
     return load_experiment(experiment, changes or (), seed, bench)
+
+
+def _announce(loaded: Loaded) -> None:
+    """What a run on real devices is going to do, before anything is opened."""
+    from testbed.engine.consent import announcement
+
+    print(announcement(loaded.spec, loaded.scheme, loaded.bench), file=sys.stderr)
 
 
 def _watched(go: Callable[[RunProgress], RunResult], as_json: bool) -> RunResult:

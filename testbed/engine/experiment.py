@@ -23,6 +23,7 @@ from testbed.core.orders import Evaluate, MovedAndTrained, Order, Publish, Reply
 from testbed.core.scheme import Scheme
 from testbed.core.specs import JobSpec
 from testbed.engine.config import ExperimentSpec, build_scheme, config_sha256
+from testbed.engine.consent import check_consent
 from testbed.engine.crew import Crew
 from testbed.engine.limits import check_needs, claimed_capabilities
 from testbed.engine.live import Live, antenna_positions_m
@@ -127,6 +128,9 @@ def run_experiment(
     node_processes: int | None = None,
     capture: bool = False,
     playback: Path | None = None,
+    record_wire: bool = False,
+    steal_leases: bool = False,
+    yes_transmit: bool = False,
     observer: Observer | None = None,
 ) -> RunResult:
     """Run an experiment from its start.
@@ -137,6 +141,9 @@ def run_experiment(
         node_processes: processes that share the simulated nodes; one for each core if None.
         capture: keep every capture of the receiver as SigMF, in `captures` inside the run folder.
         playback: SigMF folder whose captures the receiver hears instead of the air.
+        record_wire: keep every byte between drivers and devices, in `wire` inside the run folder.
+        steal_leases: take radios, stages and frequencies from whoever holds them.
+        yes_transmit: antennas may really move and transmitters may really radiate.
 
     Returns:
         the finished run, status done or budget.
@@ -145,8 +152,9 @@ def run_experiment(
         BenchError: whatever went wrong; the folder's summary says failed. Everything is still and mute.
         KeyboardInterrupt: after everything is still and mute; the summary says interrupted.
     """
-    backend_of(backend)
-    check_needs(experiment.scheme.name, scheme.needs, claimed_capabilities(bench), bench)
+    check_consent(backend, yes_transmit)
+    capabilities = claimed_capabilities(bench, derived=backend_of(backend).derived)
+    check_needs(experiment.scheme.name, scheme.needs, capabilities, bench)
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     folder = create_folder(out, experiment.name, stamp)
     start: dict[str, Any] = {
@@ -155,6 +163,7 @@ def run_experiment(
         "backend": backend,
         "capture": capture,
         "playback": None if playback is None else str(playback.resolve()),
+        "record_wire": record_wire,
         "experiment": experiment.model_dump(mode="json"),
         "bench": bench.model_dump(mode="json"),
         "versions": versions(),
@@ -162,11 +171,17 @@ def run_experiment(
     }
     write_json(folder / "start.json", start)
     swap = _swap(folder, bench, start)
-    return _live(folder, experiment, scheme, bench, backend, node_processes, observer or Observer(), None, swap)
+    opening = _opening(folder, bench, start, node_processes, steal_leases, experiment.seed)
+    return _live(folder, experiment, scheme, bench, backend, opening, observer or Observer(), None, swap)
 
 
 def resume_experiment(
-    folder: Path, *, node_processes: int | None = None, observer: Observer | None = None
+    folder: Path,
+    *,
+    node_processes: int | None = None,
+    steal_leases: bool = False,
+    yes_transmit: bool = False,
+    observer: Observer | None = None,
 ) -> RunResult:
     """Go on with a run that was cut off: replay its complete rounds, then continue live.
 
@@ -182,8 +197,10 @@ def resume_experiment(
     last = rows[-1]["round"] if rows else -1
     steps = [step for step in read_steps(folder) if step.round_index <= last]
     backend = start["backend"]
+    check_consent(backend, yes_transmit)
     done, swap = (last, steps), _swap(folder, bench, start)
-    return _live(folder, experiment, scheme, bench, backend, node_processes, observer or Observer(), done, swap)
+    opening = _opening(folder, bench, start, node_processes, steal_leases, experiment.seed)
+    return _live(folder, experiment, scheme, bench, backend, opening, observer or Observer(), done, swap)
 
 
 def replay_experiment(folder: Path, observer: Observer | None = None) -> RunResult:
@@ -226,7 +243,7 @@ def _live(
     scheme: Scheme[Any],
     bench: BenchSpec,
     backend: str,
-    node_processes: int | None,
+    open_bench: Callable[[str], Devices],
     observer: Observer,
     done: tuple[int, list[Step]] | None,
     swap: Callable[[Devices], Devices],
@@ -240,9 +257,7 @@ def _live(
     try:
         with signals_interrupt():
             observer.phase("opening the bench")
-            devices = resolve(backend_of(backend).bench)(
-                bench, seed=experiment.seed, folder=folder, node_processes=node_processes
-            )
+            devices = open_bench(backend)
             devices = swap(devices)
             check_needs(experiment.scheme.name, scheme.needs, devices.radio.capabilities, bench)
             crew = Crew(devices, bench, backend, _job(experiment, bench), observer)
@@ -303,6 +318,30 @@ def _catch_up(folder: Path, play: _Play, live: Live, last: int, steps: list[Step
     else:
         write_start(folder, play.adapter, play.fleet)
     return Recorder(folder, keep_steps=len(steps), keep_rounds=last + 1)
+
+
+def _opening(
+    folder: Path,
+    bench: BenchSpec,
+    start: Mapping[str, Any],
+    node_processes: int | None,
+    steal_leases: bool,
+    seed: int,
+) -> Callable[[str], Devices]:
+    """Opens the bench's devices by the backend of that name."""
+
+    def open_bench(backend: str) -> Devices:
+        devices: Devices = resolve(backend_of(backend).bench)(
+            bench,
+            seed=seed,
+            folder=folder,
+            node_processes=node_processes,
+            record_wire=folder / "wire" if start.get("record_wire") else None,
+            steal_leases=steal_leases,
+        )
+        return devices
+
+    return open_bench
 
 
 def _job(experiment: ExperimentSpec, bench: BenchSpec) -> JobSpec:

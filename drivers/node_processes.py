@@ -1,17 +1,20 @@
-"""The node processes of a simulated bench: real agents on this machine, that never outlive the controller."""
+"""Node processes on this machine: real agents that never outlive the controller."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from testbed.core.errors import DeviceError
+from testbed.core.devices import Link
+from testbed.core.errors import DeviceError, LinkTimeout
 
 _AGENT = (sys.executable, "-m", "testbed", "node")
 _TAIL_BYTES = 2000
+_GLANCE_S = 0.2
 
 
 def num_processes(num_nodes: int) -> int:
@@ -65,6 +68,33 @@ class NodeProcesses:
                 except OSError as error:
                     raise DeviceError(f"cannot start {command[0]}: {error}") from error
             self._processes.append(process)
+
+    def wait_for(self, names: Sequence[str], link: Link, *, timeout_s: float) -> None:
+        """Wait for the nodes with an eye on their processes, so that one that ends early is told at once.
+
+        Args:
+            names: the nodes.
+            link: they connect to.
+            timeout_s: wall clock.
+
+        Raises:
+            DeviceError: a process ended early.
+            LinkTimeout: a node did not connect.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                link.wait_for(names, timeout_s=min(_GLANCE_S, timeout_s))
+            except LinkTimeout as silence:
+                self.check()
+                if time.monotonic() >= deadline:
+                    absent = [name for name in names if name not in link.nodes]
+                    raise LinkTimeout(
+                        f"{len(absent)} nodes did not connect within {timeout_s:g} s: {', '.join(absent[:8])}",
+                        remedy=f"look at nodes-*.log in {self._folder}, or raise link.connect_timeout_s",
+                    ) from silence
+            else:
+                return
 
     def check(self) -> None:
         """Return while every process runs.

@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from drivers.node_processes import NodeProcesses, num_processes
 from drivers.zmq_link import ZmqLink
 from sim_backend.air import AirHub, AirPort
 from sim_backend.capabilities import check_level
 from sim_backend.clock import VirtualClock
-from sim_backend.fleet import NodeProcesses, num_processes
 from sim_backend.meter import SimMeter
 from sim_backend.radio import SimReceiver, SimTransmitter
 from sim_backend.stage import SimStage
 from sim_backend.world import World
 from testbed.core.bench import BenchSpec
 from testbed.core.devices import Devices
-from testbed.core.errors import ConfigError, LinkTimeout
+from testbed.core.errors import ConfigError
 from testbed.core.frames import to_array
 from testbed.core.node_devices import NodeDevices
 
-_GLANCE_S = 0.2
 
-
-def open_bench(bench: BenchSpec, *, seed: int, folder: Path, node_processes: int | None = None) -> Devices:
+def open_bench(
+    bench: BenchSpec,
+    *,
+    seed: int,
+    folder: Path,
+    node_processes: int | None = None,
+    record_wire: Path | None = None,
+    steal_leases: bool = False,
+) -> Devices:
     """Open world, medium, receiver, stages, clock and link, and start the node processes.
 
     Args:
@@ -37,6 +42,8 @@ def open_bench(bench: BenchSpec, *, seed: int, folder: Path, node_processes: int
         folder: gets the logs of the node processes.
         node_processes: how many processes host the nodes; one for each core if None. With 0 none is started and the
             nodes come by themselves.
+        record_wire: refused: there are no wires.
+        steal_leases: of no effect: nobody else can use these devices.
 
     Returns:
         the controller's devices; where processes were started, every node is connected.
@@ -48,6 +55,10 @@ def open_bench(bench: BenchSpec, *, seed: int, folder: Path, node_processes: int
         LinkTimeout: a node did not connect.
     """
     check_level(bench)
+    if record_wire is not None:
+        raise ConfigError(
+            "the simulated backend has no wires to record", key="--record-wire", remedy="use --backend emulated or lab"
+        )
     with contextlib.ExitStack() as opened:
         # closed in the opposite order, each whatever happens to the others
         clock = VirtualClock()
@@ -69,7 +80,7 @@ def open_bench(bench: BenchSpec, *, seed: int, folder: Path, node_processes: int
         processes = num_processes(len(bench.node_names)) if node_processes is None else node_processes
         if processes > 0:
             nodes.start(bench.node_names, link.address, processes)
-            _wait_for(bench, link, nodes, folder)
+            nodes.wait_for(bench.node_names, link, timeout_s=bench.link.connect_timeout_s)
         return Devices(
             radio=radio,
             stages=stages,
@@ -125,22 +136,3 @@ def _positions_m(bench: BenchSpec, stages: Sequence[SimStage | None]) -> np.ndar
         ],
         dtype=np.float64,
     )
-
-
-def _wait_for(bench: BenchSpec, link: ZmqLink, nodes: NodeProcesses, folder: Path) -> None:
-    """Wait for the nodes with an eye on their processes, so that one that ends early is told at once."""
-    timeout_s = bench.link.connect_timeout_s
-    deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            link.wait_for(bench.node_names, timeout_s=min(_GLANCE_S, timeout_s))
-        except LinkTimeout as silence:
-            nodes.check()
-            if time.monotonic() >= deadline:
-                absent = [name for name in bench.node_names if name not in link.nodes]
-                raise LinkTimeout(
-                    f"{len(absent)} nodes did not connect within {timeout_s:g} s: {', '.join(absent[:8])}",
-                    remedy=f"look at nodes-*.log in {folder}, or raise link.connect_timeout_s",
-                ) from silence
-        else:
-            return

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import sim_backend.open
-from sim_backend.fleet import NodeProcesses, num_processes
+from drivers.node_processes import NodeProcesses, num_processes
 from sim_backend.open import open_bench, open_node
 from sim_backend.stage import SimStage
 from testbed.core.bench import AntennaSpec, ArraySpec, BenchSpec, LinkSpec, NodeSpec, StageSpec
@@ -100,7 +100,7 @@ def test_no_process_survives_a_killed_controller(tmp_path):
         )
         code = (
             "import os, sys, pathlib\n"
-            "from sim_backend.fleet import NodeProcesses\n"
+            "from drivers.node_processes import NodeProcesses\n"
             f"fleet = NodeProcesses(pathlib.Path({str(tmp_path)!r}), agent=(sys.executable, '-c', {told!r}))\n"
             "fleet.start(['a', 'b'], 'tcp://127.0.0.1:1', 2)\n"
             f"os.kill(os.getpid(), {int(signal.SIGKILL)})\n"

@@ -6,7 +6,7 @@ import math
 
 from testbed.core.bench import BenchSpec
 from testbed.core.devices import Capabilities
-from testbed.core.errors import ConfigError, LimitError
+from testbed.core.errors import ConfigError
 from testbed.phy.coherence import radio_flags
 
 _SAMPLES_ONLY = ("rx_iq_gain_db", "rx_iq_phase_deg", "rx_dc_dbm", "adc_bits", "stale_samples", "dropped_buffers")
@@ -30,26 +30,6 @@ def radio_capabilities(bench: BenchSpec, *, num_antennas: int, max_power_w: floa
         frequencies_hz=bench.limits.frequencies_hz,
         sample_rate_hz=(bench.sample_rate_hz, bench.sample_rate_hz),
     )
-
-
-def check_tuning(capabilities: Capabilities, frequency_hz: float, sample_rate_hz: float) -> None:
-    """Refuse a carrier or a sample rate outside the capabilities.
-
-    Raises:
-        LimitError: says which.
-    """
-    low_hz, high_hz = capabilities.sample_rate_hz
-    if not low_hz <= sample_rate_hz <= high_hz:
-        raise LimitError(f"a sample rate of {sample_rate_hz:g} Hz; the radios of this bench run at {low_hz:g} Hz")
-    half_hz = sample_rate_hz / 2
-    if not any(
-        low <= frequency_hz - half_hz and frequency_hz + half_hz <= high for low, high in capabilities.frequencies_hz
-    ):
-        bands = ", ".join(f"[{low:g}, {high:g}]" for low, high in capabilities.frequencies_hz)
-        raise LimitError(
-            f"{frequency_hz:g} +- {half_hz:g} Hz is outside the allowed bands {bands}",
-            remedy="limits.frequencies_hz in the bench file names the bands your licence covers",
-        )
 
 
 def check_level(bench: BenchSpec) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from sim_backend import superposition
 from sim_backend.air import AirHub, Burst
-from sim_backend.capabilities import check_level, check_tuning, radio_capabilities
+from sim_backend.capabilities import check_level, radio_capabilities
 from sim_backend.receive_chain import ReceiveChain
 from sim_backend.transmit_chain import subcarriers_hz
 from sim_backend.world import World
@@ -60,7 +60,7 @@ class SimReceiver:
         Raises:
             LimitError: outside the allowed bands, or another sample rate than the bench's.
         """
-        check_tuning(self._capabilities, frequency_hz, sample_rate_hz)
+        self._capabilities.check_tuning(frequency_hz=frequency_hz, sample_rate_hz=sample_rate_hz)
 
     def transmit(self, samples: np.ndarray, *, at_s: float, trigger_s: float | None = None) -> None:
         """Refused: this radio only listens.

@@ -8,7 +8,7 @@ import numpy as np
 
 from sim_backend.air import AirPort
 from sim_backend.beacon import Beacon
-from sim_backend.capabilities import check_level, check_tuning, radio_capabilities
+from sim_backend.capabilities import check_level, radio_capabilities
 from sim_backend.transmit_chain import TransmitChain
 from testbed.core.bench import BenchSpec
 from testbed.core.devices import Capabilities
@@ -60,7 +60,7 @@ class SimTransmitter:
         Raises:
             LimitError: outside the allowed bands, or another sample rate than the bench's.
         """
-        check_tuning(self._capabilities, frequency_hz, sample_rate_hz)
+        self._capabilities.check_tuning(frequency_hz=frequency_hz, sample_rate_hz=sample_rate_hz)
         self._num_tunings += 1
 
     def transmit(self, samples: np.ndarray, *, at_s: float, trigger_s: float | None = None) -> None:

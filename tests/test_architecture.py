@@ -31,12 +31,15 @@ PHYSICAL = re.compile(
 WITHOUT_UNIT = {
     # name -> why it has none
     "position_ids": "places of tokens in a sequence",
+    "speed": "emulated seconds in a real one",
 }
 
 DECIBEL = re.compile(r"(^|_)(db|dbm)$")
 DECIBEL_AT_THE_EDGE = (
     "testbed/core/units.py", "testbed/core/bench.py", "testbed/engine/config", "testbed/report/", "testbed/cli/",
     "testbed/schemes/",  # a scheme's fields are keys of the experiment file
+    "testbed/core/hardware.py", "drivers/pluto", "drivers/ad9361", "sim_backend/emulat",  # as the chip writes its gains
+    "drivers/lab.py",
 )  # fmt: skip
 
 

@@ -90,6 +90,10 @@ class RunProgress(Observer):
         self._note(text)
         self._line(text)
 
+    def warning(self, text: str) -> None:
+        if self._style != "quiet":
+            self._console.print(f"warning: {text}", soft_wrap=True, markup=False)
+
     def run_started(self, folder: Path | None, rounds: int) -> None:
         self.folder, self._rounds = folder, rounds
         self._bar.update(self._round_task, total=rounds)

@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from testbed.core.errors import LimitError
 from testbed.core.messages import Message, Packet
 from testbed.core.orders import Spent
 
@@ -41,6 +42,25 @@ class Capabilities:
     sample_rate_hz: tuple[float, float]
 
     FLAGS = ("timed_tx", "shared_clock", "phase_coherent", "full_duplex")
+
+    def check_tuning(self, *, frequency_hz: float, sample_rate_hz: float) -> None:
+        """Refuse a carrier or a sample rate outside the capabilities.
+
+        Raises:
+            LimitError: says which.
+        """
+        low_hz, high_hz = self.sample_rate_hz
+        if not low_hz <= sample_rate_hz <= high_hz:
+            raise LimitError(f"a sample rate of {sample_rate_hz:g} Hz; the radios of this bench run at {low_hz:g} Hz")
+        half_hz = sample_rate_hz / 2
+        if not any(
+            low <= frequency_hz - half_hz and frequency_hz + half_hz <= high for low, high in self.frequencies_hz
+        ):
+            bands = ", ".join(f"[{low:g}, {high:g}]" for low, high in self.frequencies_hz)
+            raise LimitError(
+                f"{frequency_hz:g} +- {half_hz:g} Hz is outside the allowed bands {bands}",
+                remedy="limits.frequencies_hz in the bench file names the bands your licence covers",
+            )
 
 
 @runtime_checkable
@@ -178,6 +198,7 @@ class Devices:
         calibration_ids: profiles in use, for the same.
         start_delay_s: from an order to transmit to the first sample: time for the order to reach every node and for
             its burst to be ready.
+        notes: what whoever watches the run should know of these devices.
         shares_time: whether nodes have to know the controller's clock, since nothing else starts their bursts.
     """
 
@@ -191,3 +212,4 @@ class Devices:
     calibration_ids: tuple[str, ...] = ()
     start_delay_s: float = 1e-3
     shares_time: bool = False
+    notes: tuple[str, ...] = ()

@@ -32,13 +32,13 @@ def announcement(experiment: ExperimentSpec, scheme: Scheme[Any], bench: BenchSp
     steps = dry_experiment(experiment, scheme, bench)
     half_mhz = bench.sample_rate_hz / 2e6
     carrier_mhz = bench.carrier_hz / 1e6
-    power_dbm = max(board.max_power_dbm for board in bench.boards)
+    strongest = max(bench.boards, key=lambda board: board.max_power_dbm)
     moving = sum(antenna.stage is not None for antenna in bench.array.antennas)
     air_s = sum(step.air_time_s for step in steps)
     travel_m = sum(step.travel_m for step in steps)
     lines = [
         f"{experiment.name} on {bench.name}: {experiment.rounds} rounds of {experiment.scheme.name}",
-        f"radiates: {len(bench.boards)} transmitters of up to {power_dbm:g} dBm each, "
+        f"radiates: {len(bench.boards)} transmitters of up to {strongest.max_power_dbm:g} dBm each, "
         f"{carrier_mhz - half_mhz:g} to {carrier_mhz + half_mhz:g} MHz, about {air_s:.3g} s of air time",
     ]
     if moving:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -257,8 +257,10 @@ def _live(
     try:
         with signals_interrupt():
             observer.phase("opening the bench")
-            devices = open_bench(backend)
-            devices = swap(devices)
+            devices = swap(open_bench(backend))
+            for note in devices.notes:
+                observer.warning(note)
+            write_json(folder / "devices.json", _device_facts(devices))
             check_needs(experiment.scheme.name, scheme.needs, devices.radio.capabilities, bench)
             crew = Crew(devices, bench, backend, _job(experiment, bench), observer)
             live = Live(devices, bench, crew, experiment.audit)
@@ -376,6 +378,16 @@ def _swap(folder: Path, bench: BenchSpec, start: Mapping[str, Any]) -> Callable[
         return replace(devices, radio=radio)
 
     return swap
+
+
+def _device_facts(devices: Devices) -> dict[str, Any]:
+    """Which devices answered, and what they claim."""
+    return {
+        "serials": dict(devices.serials),
+        "calibration_ids": list(devices.calibration_ids),
+        "receiver": asdict(devices.radio.capabilities),
+        "notes": list(devices.notes),
+    }
 
 
 def _facts(experiment: ExperimentSpec, bench: BenchSpec, backend: str) -> dict[str, Any]:

@@ -15,6 +15,9 @@ class Observer:
     def phase(self, text: str) -> None:
         """Something that takes a while begins."""
 
+    def warning(self, text: str) -> None:
+        """Something that whoever watches should know."""
+
     def run_started(self, folder: Path | None, rounds: int) -> None:
         """Nodes and devices are ready."""
 

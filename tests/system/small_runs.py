@@ -30,9 +30,9 @@ def small(scheme: str = "fedavg", *changes: str, seed: int = 1) -> Loaded:
 
 
 def run(loaded: Loaded, out: Path, **options: Any) -> RunResult:
-    """Run it on the simulated backend, by default with all nodes in one process."""
-    options = {"node_processes": 1, **options}
-    return run_experiment(loaded.spec, loaded.scheme, loaded.bench, backend="sim", out=out, **options)
+    """Run it, by default on the simulated backend with all nodes in one process."""
+    options = {"backend": "sim", "node_processes": 1, **options}
+    return run_experiment(loaded.spec, loaded.scheme, loaded.bench, out=out, **options)
 
 
 def cut(folder: Path, last: int) -> None:

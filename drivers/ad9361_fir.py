@@ -9,7 +9,6 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
-from scipy.signal import firwin
 
 FACTOR = 4
 NUM_TAPS = 128
@@ -23,6 +22,8 @@ _BETA = 5.65
 @cache
 def fir_taps() -> tuple[np.ndarray, np.ndarray]:
     """Transmit and receive taps, each shape [128] int16 in 32768ths."""
+    from scipy.signal import firwin  # slow to import, and only slow rates need it
+
     taps = firwin(NUM_TAPS, _CUTOFF, window=("kaiser", _BETA), fs=FACTOR)
     return np.rint(FACTOR * _ONE * taps).astype(np.int16), np.rint(_ONE * taps).astype(np.int16)
 

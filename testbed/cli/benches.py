@@ -48,7 +48,7 @@ def emulate(
         int, typer.Option(metavar="N", min=0, max=65_000, help="port of the first radio, the others follow; 0: any")
     ] = 0,
     links: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="gets ttyGRBL0, ttyGRBL1, ... that lead to the stages")
+        Path | None, typer.Option(metavar="DIR", help="gets stage-0, stage-1, ...: links to the serial ports of the stages")
     ] = None,
     exit_with_parent: Annotated[
         bool, typer.Option("--exit-with-parent", help="end when standard input reaches its end")

@@ -27,7 +27,7 @@ class PlutoSpec(Spec):
     channels: Literal[1, 2] = Field(1, description="receive channels in use, one antenna each; 2 needs a 2R2T radio")
     gain_db: float = Field(50.0, ge=-3, le=71, description="manual receive gain")
     rx_full_scale_dbm: float = Field(
-        0.0, description="input power of a tone that fills the receive converter at 0 dB gain"
+        0.0, description="input power of a tone that fills the receive converter at 0 dB gain; 0 is a guess"
     )
     tx_full_scale_dbm: float | None = Field(
         None,
@@ -56,7 +56,9 @@ class MeterSpec(Spec):
 class StagePortSpec(Spec):
     """The motor controller of one antenna's stage."""
 
-    driver: Literal["grbl", "zaber"] = "grbl"
+    driver: Literal["grbl", "zaber"] = Field(
+        "grbl", description="grbl: GRBL 1.1 on a serial line; zaber: through zaber-motion (the extra zaber)"
+    )
     port: str | None = Field(
         None,
         description="serial port or pyserial URL: /dev/ttyUSB0, socket://HOST:PORT, rfc2217://HOST:PORT, spy://...",

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from test_cli_tables import row
 
+from drivers.emergency import StopReport
+from drivers.findings import Finding
 from testbed.cli import main
 from testbed.core.errors import (
     BenchError,
@@ -52,8 +54,8 @@ class Engine:
         self.asked = {"folder": folder}
         return self._play(folder, observer)
 
-    def resume(self, folder: Path, *, node_processes: int | None, observer: Observer) -> RunResult:
-        self.asked = {"folder": folder, "node_processes": node_processes}
+    def resume(self, folder: Path, *, observer: Observer, **options: Any) -> RunResult:
+        self.asked = {"folder": folder, **options}
         return self._play(folder, observer)
 
     def _play(self, folder: Path, observer: Observer) -> RunResult:
@@ -206,7 +208,7 @@ def test_all_errors_of_a_file_are_shown(engine: Engine, call: Call, tmp_path: Pa
     "words",
     [
         ["run"], ["run", "quickstart", "--foo"], ["nope"], ["run", "quickstart", "--seed", "x"], ["run", "a", "b"],
-        ["run", "quickstart", "--seed", "-1"], ["run", "quickstart", "--backend", "lab"], ["run", "nope"],
+        ["run", "quickstart", "--seed", "-1"], ["run", "quickstart", "--backend", "fpga"], ["run", "nope"],
         ["run", "quickstart", "--node-processes", "-1"], ["run", "quickstart", "--set", "rounds"], ["node"],
         ["node", "--connect", "tcp://127.0.0.1:1"], ["show", "nope"], ["show", "."], ["replay", "nope"],
         ["resume", "nope"], ["run", "gsm8k"], ["--foo"], ["node", "--connect", "udp://x", "--id", "a"],
@@ -268,7 +270,38 @@ def test_replay_and_resume_reach_the_engine(engine: Engine, call: Call, experime
     assert (code, engine.asked) == (0, {"folder": Path("runs/short-1")})
     assert out.splitlines()[-1] == "every decision is the recorded one: runs/short-1"
     assert call("resume", "runs/short-1", "--node-processes", "2")[0] == 0
-    assert engine.asked == {"folder": Path("runs/short-1"), "node_processes": 2}
+    assert engine.asked == {
+        "folder": Path("runs/short-1"), "node_processes": 2, "yes_transmit": False, "steal_leases": False
+    }  # fmt: skip
+
+
+def test_a_real_bench_is_announced_before_it_is_opened(engine: Engine, call: Call) -> None:
+    words = ("run", "quickstart-digital", "--bench", "desk", "--backend", "lab", "--set", "rounds=2")
+    code, _, err = call(*words, "--yes-transmit", "--record-wire", "--steal-leases")
+    assert code == 0
+    assert all(engine.asked[option] for option in ("yes_transmit", "record_wire", "steal_leases"))
+    announced = err[: err.index("opening the bench")]
+    assert "radiates: 2 transmitters of up to -10 dBm each, 2438 to 2442 MHz" in announced
+    assert "moves: 1 stages" in announced
+    assert "testbed stop desk" in announced
+
+
+def test_doctor_and_stop_end_with_what_they_found(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    findings = [Finding("ok", "pyserial 3.5"), Finding("warn", "no libiio", "apt-get install libiio0")]
+    monkeypatch.setattr("drivers.doctor.check", lambda bench: findings)
+    code, out, _ = call("doctor")
+    assert code == 0
+    assert "apt-get install libiio0" in out
+    findings.append(Finding("fail", "nothing answers at ip:192.0.2.1", "check its power"))
+    assert call("doctor", "desk")[0] == 4
+    assert json.loads(call("doctor", "--json")[1])["findings"][2]["remedy"] == "check its power"
+    reports = [StopReport(("radio ip:a",), {}), StopReport((), {"radio ip:b": "no answer"})]
+    monkeypatch.setattr("drivers.emergency.stop_bench", lambda bench: reports[0])
+    assert call("stop", "desk")[:2] == (0, "stopped      radio ip:a\n")
+    reports.reverse()
+    code, _, err = call("stop", "desk")
+    assert code == 4
+    assert "NOT STOPPED  radio ip:b" in err
 
 
 def test_dry_prints_orders(engine: Engine, call: Call, experiment_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

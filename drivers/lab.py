@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,10 @@ from drivers.rail import Rail
 from drivers.transport import LiveWire, Wire
 from drivers.trigger import SerialTriggerLine, TriggerLine
 from drivers.wire import RecordingWire
+from drivers.zaber import ZaberStage
 from drivers.zmq_link import ZmqLink
 from testbed.core.bench import BenchSpec, NodeSpec
-from testbed.core.devices import Clock, Devices, Meter, Stage
+from testbed.core.devices import Clock, Devices, Meter
 from testbed.core.errors import BenchError, ConfigError
 from testbed.core.hardware import PlutoSpec
 from testbed.core.node_devices import NodeDevices
@@ -67,7 +68,7 @@ class Controlled:
     """The controller's own devices, at home and mute."""
 
     radio: PlutoArray
-    stages: tuple[GrblStage | Any | None, ...]
+    stages: tuple[GrblStage | ZaberStage | None, ...]
     serials: Mapping[str, str]
     dead_man: DeadMan
 
@@ -205,16 +206,14 @@ def open_controlled(bench: BenchSpec, opened: contextlib.ExitStack, around: Surr
             with contextlib.suppress(BenchError):
                 halt()
 
-    held = _held(stages)
-    # a controller that homes hears nothing but a reset
-    homing = [replace(one, order=RESET) for one in held]
-    dead_man = DeadMan([port.facts.uri for port in ports], homing, bench.limits.dead_man_s, stop=stop)
+    radios = [port.facts.uri for port in ports]
+    dead_man = DeadMan(radios, _held(stages, homing=True), bench.limits.dead_man_s, stop=stop)
     opened.callback(dead_man.close)
     opened.callback(stop)
     lease.guard(dead_man.socket_path, stop)
     around.clock.concurrently([stage.make_ready for stage in stages if stage is not None])
-    for one in held:
-        dead_man.order(one.name, one.order)
+    for stage in _held(stages, homing=False):
+        dead_man.order(stage.name, stage.order)
     serials = {f"receiver-{index}": port.facts.serial for index, port in enumerate(ports)}
     return Controlled(array, stages, serials, dead_man)
 
@@ -316,10 +315,10 @@ def _uri(spec: PlutoSpec, key: str) -> str:
     return spec.uri
 
 
-def _stages(bench: BenchSpec, around: Surroundings) -> tuple[Any | None, ...]:
+def _stages(bench: BenchSpec, around: Surroundings) -> tuple[GrblStage | ZaberStage | None, ...]:
     """A driver for each stage, not yet connected; carriages of one rail know each other."""
     rails: dict[str, Rail] = {}
-    stages: list[Stage | None] = []
+    stages: list[GrblStage | ZaberStage | None] = []
     for index, antenna in enumerate(bench.array.antennas):
         spec = antenna.stage
         if spec is None:
@@ -328,19 +327,16 @@ def _stages(bench: BenchSpec, around: Surroundings) -> tuple[Any | None, ...]:
         name = spec.device.rail
         if name is not None and name not in rails:
             rails[name] = Rail(name, min_spacing_m=bench.array.min_spacing_m, clock=around.clock)
-        build: Any = GrblStage
+        build: Callable[..., GrblStage | ZaberStage] = GrblStage
         if spec.device.driver == "zaber":
-            from drivers.zaber import ZaberStage
-
-            build = ZaberStage
-        else:
-            build = partial(GrblStage, wire=around.wire)
+            build = partial(ZaberStage, microstep_m=spec.device.microstep_m)
         stages.append(
             build(
                 spec,
                 region_m=bench.array.region_m,
                 home_m=antenna.home_m,
                 clock=around.clock,
+                wire=around.wire,
                 rail=None if name is None else rails[name],
                 name=f"stage-{index}",
             )
@@ -348,10 +344,14 @@ def _stages(bench: BenchSpec, around: Surroundings) -> tuple[Any | None, ...]:
     return tuple(stages)
 
 
-def _held(stages: Sequence[Any | None]) -> list[HeldStage]:
-    """What a dead man needs of stages that have a port of their own; Zaber's library keeps its descriptor to itself."""
+def _held(stages: Sequence[GrblStage | ZaberStage | None], *, homing: bool) -> list[HeldStage]:
+    """What a dead man needs of connected stages; a GRBL controller that homes hears nothing but a reset."""
     return [
-        HeldStage(stage.name, stage.transport.fileno(), stage.hold_command)
+        HeldStage(
+            stage.name,
+            stage.transport.fileno(),
+            RESET if homing and isinstance(stage, GrblStage) else stage.hold_command,
+        )
         for stage in stages
-        if isinstance(stage, GrblStage) and stage.transport is not None
+        if stage is not None and stage.transport is not None
     ]

@@ -69,12 +69,14 @@ class StagePortSpec(Spec):
     )  # fmt: skip
     machine_zero_m: tuple[float, float] | None = Field(
         None,
-        description="machine coordinates of the stage frame's zero; by default homing ends at the upper end stop",
+        description="machine coordinates of the stage frame's zero; by default homing ends at the upper end stop, of "
+        "Zaber stages at the lower",
     )
     backlash_m: float = Field(
         0.0, ge=0, description="play of the screws; targets are always approached from below by this much"
     )
     tolerance_m: Positive = Field(2e-5, description="largest distance from the target that counts as arrived")
+    microstep_m: Positive | None = Field(None, description="zaber: way of one microstep, from the data sheet")
     rail: str | None = Field(
         None, description="name of the rail that this carriage shares with others, which it cannot pass"
     )

@@ -95,6 +95,10 @@ def test_one_owner(terminal):
 
 
 def test_closing_leaves_dtr_raised(terminal):
+    with open(terminal[1], "rb", buffering=0) as near:
+        attributes = termios.tcgetattr(near)
+        attributes[2] |= termios.HUPCL
+        termios.tcsetattr(near, termios.TCSANOW, attributes)
     port = open_serial(terminal[1])
     assert not termios.tcgetattr(port.fileno())[2] & termios.HUPCL
     port.close()

@@ -212,8 +212,8 @@ def open_controlled(bench: BenchSpec, opened: contextlib.ExitStack, around: Surr
     opened.callback(stop)
     lease.guard(dead_man.socket_path, stop)
     around.clock.concurrently([stage.make_ready for stage in stages if stage is not None])
-    for stage in _held(stages, homing=False):
-        dead_man.order(stage.name, stage.order)
+    for held in _held(stages, homing=False):
+        dead_man.order(held.name, held.order)
     serials = {f"receiver-{index}": port.facts.serial for index, port in enumerate(ports)}
     return Controlled(array, stages, serials, dead_man)
 

@@ -304,6 +304,7 @@ class GrblPort:
                 remedy="remove it, or choose another folder for the stages' terminals",
             )
         try:
+            self._link.parent.mkdir(parents=True, exist_ok=True)
             self._link.unlink(missing_ok=True)
             self._link.symlink_to(os.ttyname(self._slave))
         except OSError as error:

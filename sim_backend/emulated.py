@@ -54,7 +54,7 @@ def open_bench(
     Args:
         bench: the bench; addresses of devices in it are replaced by those of the emulators.
         seed: of the world.
-        folder: gets the logs of emulators and node processes.
+        folder: gets the logs of emulators and node processes, and `emulators.json`, where the emulators answer.
         node_processes: how many processes host the nodes; one for each core if None. With 0 none is started and the
             nodes come by themselves.
         record_wire: folder that gets every byte between drivers and devices.
@@ -92,6 +92,7 @@ def open_bench(
         if processes > 0:
             nodes.start(bench.node_names, link.address, processes)
             nodes.wait_for(bench.node_names, link, timeout_s=bench.link.connect_timeout_s)
+        opened.callback(controlled.stop)  # nothing moves on while node processes take their time to end
         clock.set(0.0)
         return Devices(
             radio=controlled.radio,
@@ -171,7 +172,7 @@ class EmulatorProcess:
     Args:
         bench: what is emulated.
         seed: of the world.
-        folder: gets `emulators.log` and `emulated-bench.json`.
+        folder: gets `emulators.log`, `emulators.json` and `emulated-bench.json`.
         virtual: time passes only where somebody waits.
 
     Raises:
@@ -192,6 +193,7 @@ class EmulatorProcess:
             )
         try:
             self.addresses: Mapping[str, Any] = self._await_addresses()
+            (folder / "emulators.json").write_text(json.dumps(self.addresses, indent=2) + "\n", encoding="utf-8")
         except BaseException:
             self.close()
             raise

@@ -1,4 +1,4 @@
-"""Commands about a bench: doctor, emulate, stop."""
+"""Commands about a bench: doctor, emulate, fault, stop."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ def emulate(
         int, typer.Option(metavar="N", min=0, max=65_000, help="port of the first radio, the others follow; 0: any")
     ] = 0,
     links: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="gets stage-0, stage-1, ...: links to the serial ports of the stages")
+        Path | None,
+        typer.Option(metavar="DIR", help="gets stage-0, stage-1, ...: links to the serial ports of the stages"),
     ] = None,
     exit_with_parent: Annotated[
         bool, typer.Option("--exit-with-parent", help="end when standard input reaches its end")
@@ -83,6 +84,66 @@ def emulate(
     )
 
 
+def fault(
+    where: Annotated[
+        str, typer.Argument(metavar="WHERE", help="HOST:PORT of a control port, or the folder of an emulated run")
+    ],
+    device: Annotated[
+        str | None, typer.Argument(metavar="[DEVICE]", help="as `testbed emulate` prints it: node-00, stage-0")
+    ] = None,
+    kind: Annotated[str | None, typer.Argument(metavar="[KIND]", help="stall, disconnect, brown-out, ...")] = None,
+    seconds: Annotated[float, typer.Option(metavar="S", help="how long it lasts")] = 0.0,
+    value: Annotated[float, typer.Option(metavar="X", help="how much; metres of lost steps, for instance")] = 0.0,
+    text: Annotated[str, typer.Option(metavar="TEXT", help="what is said instead")] = "",
+    count: Annotated[int, typer.Option(metavar="N", help="how many times")] = 1,
+    after: Annotated[int, typer.Option(metavar="N", help="opportunities that pass before")] = 0,
+    clear: Annotated[bool, typer.Option("--clear", help="forget the faults that have yet to strike")] = False,
+    as_json: Json = False,
+) -> None:
+    """Let something go wrong on an emulated device, or list what is going to."""
+    from testbed.core.backends import EMULATOR_CONTROL, resolve
+
+    control = resolve(EMULATOR_CONTROL)(_control_address(where))
+    try:
+        if clear:
+            control.ask("clear")
+        if device is not None:
+            control.ask(
+                "fault",
+                device=device,
+                kind=kind or "",
+                seconds=seconds,
+                value=value,
+                text=text,
+                count=count,
+                after=after,
+            )
+        faults = control.ask("faults")["faults"]
+    finally:
+        control.close()
+    if as_json:
+        print(json.dumps({"faults": faults}, indent=2))
+    for one in () if as_json else faults:
+        print(f"{one['device']:12} {one['kind']:16} left: {one['count']:<4} after: {one['after']}")
+
+
+def _control_address(where: str) -> str:
+    """HOST:PORT, of a run's emulators if `where` is its folder."""
+    from testbed.core.errors import ConfigError
+
+    folder = Path(where)
+    if not folder.is_dir():
+        return where
+    from testbed.cli.runs import run_folder
+
+    file = run_folder(folder) / "emulators.json"
+    if not file.is_file():
+        raise ConfigError(
+            "this run has no emulators", file=folder, remedy="give the folder of a run on --backend emulated"
+        )
+    return str(json.loads(file.read_text(encoding="utf-8"))["control"])
+
+
 def stop(bench: Bench, as_json: Json = False) -> None:
     """Emergency stop: mute every radio and hold every stage of a bench at once, past a run that hangs."""
     from testbed.core.backends import EMERGENCY_STOP, resolve
@@ -98,4 +159,4 @@ def stop(bench: Bench, as_json: Json = False) -> None:
         raise typer.Exit(4)
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"doctor": doctor, "emulate": emulate, "stop": stop}
+COMMANDS: dict[str, Callable[..., None]] = {"doctor": doctor, "emulate": emulate, "fault": fault, "stop": stop}

@@ -47,6 +47,7 @@ BACKENDS: dict[str, Backend] = {
 }
 
 NODE_AGENT = "nodes.agent:serve"
+EMULATOR_CONTROL = "sim_backend.control_client:ControlClient"
 EMULATE = "sim_backend.emulators.host:serve"
 DOCTOR = "drivers.doctor:check"
 EMERGENCY_STOP = "drivers.emergency:stop_bench"

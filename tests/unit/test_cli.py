@@ -380,3 +380,34 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     )
     os.close(write)
     assert (ended.returncode, ended.stderr) == (141, "")
+
+
+def test_faults_are_ordered_by_address_or_run(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str, dict[str, Any]]] = []
+
+    class Control:
+        def __init__(self, address: str) -> None:
+            self.address = address
+
+        def ask(self, do: str, **facts: Any) -> Any:
+            asked.append((self.address, do, facts))
+            return {"faults": [{"device": "node-00", "kind": "stall", "count": 2, "after": 1}]}
+
+        def close(self) -> None:
+            asked.append((self.address, "close", {}))
+
+    monkeypatch.setattr("sim_backend.control_client.ControlClient", Control)
+    code, out, _ = call("fault", "127.0.0.1:9", "node-00", "stall", "--seconds", "2", "--count", "2", "--after", "1")
+    assert code == 0
+    assert out.split() == ["node-00", "stall", "left:", "2", "after:", "1"]
+    assert [(address, do) for address, do, _ in asked] == [("127.0.0.1:9", do) for do in ("fault", "faults", "close")]
+    assert asked[0][2]["seconds"] == 2.0
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "start.json").write_text("{}")
+    code, _, err = call("fault", str(tmp_path / "run"))
+    assert code == 2
+    assert "this run has no emulators" in err
+    (tmp_path / "run" / "emulators.json").write_text('{"control": "127.0.0.1:8"}')
+    asked.clear()
+    assert call("fault", str(tmp_path / "run"), "--clear")[0] == 0
+    assert [(address, do) for address, do, _ in asked] == [("127.0.0.1:8", do) for do in ("clear", "faults", "close")]

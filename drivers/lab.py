@@ -70,7 +70,8 @@ class Controlled:
     radio: PlutoArray
     stages: tuple[GrblStage | ZaberStage | None, ...]
     serials: Mapping[str, str]
-    dead_man: DeadMan
+    stop: Callable[[], None]
+    """Mutes the radios and stops the stages; never fails."""
 
 
 def open_bench(
@@ -123,6 +124,7 @@ def open_bench(
         if node_processes:
             nodes.start(bench.node_names, link.address, node_processes)
             nodes.wait_for(bench.node_names, link, timeout_s=bench.link.connect_timeout_s)
+        opened.callback(controlled.stop)  # nothing moves on while node processes take their time to end
         clock.set(0.0)
         network = bench.radio.trigger == "network"
         return Devices(
@@ -215,7 +217,7 @@ def open_controlled(bench: BenchSpec, opened: contextlib.ExitStack, around: Surr
     for held in _held(stages, homing=False):
         dead_man.order(held.name, held.order)
     serials = {f"receiver-{index}": port.facts.serial for index, port in enumerate(ports)}
-    return Controlled(array, stages, serials, dead_man)
+    return Controlled(array, stages, serials, stop)
 
 
 def open_transmitter(

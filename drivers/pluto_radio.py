@@ -6,7 +6,6 @@ Trigger "network": the burst waits in the link to the radio, and is let go when 
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
@@ -27,12 +26,9 @@ from drivers.trigger import Timepiece
 from testbed.core.bench import BenchSpec
 from testbed.core.devices import Capabilities
 from testbed.core.errors import BenchError, ConfigError, LimitError, RadioFault
-from testbed.core.units import w_to_dbm
+from testbed.phy.burst import check_burst
 from testbed.phy.coherence import JITTER_DEVIATIONS
-from testbed.phy.ofdm import body_power_w
 
-# orders keep the limit to six digits; the symbols of one burst are random, and so is its average
-_POWER_TOLERANCE = 0.12
 _GAIN_TOLERANCE_DB = 0.01
 
 
@@ -154,7 +150,7 @@ class PlutoTransmitter:
                 late; nothing is sent. Where no trigger starts bursts, also that the burst before this one was not sent.
         """
         samples = np.asarray(samples)
-        self._check(samples, at_s)
+        check_burst(self._node, samples, at_s, limit_w=self._scale.limit_w, waveform=self._waveform)
         delay = self._delay_samples(at_s, trigger_s)
         codes = self._scale.codes(samples)
         with self._lock:
@@ -232,23 +228,6 @@ class PlutoTransmitter:
                 f"{1e3 * self._patience_s:.3g} ms; it was not sent",
                 remedy="look for what slows the network or this computer, or raise radio.start_jitter_s to what is "
                 "measured",
-            )
-
-    def _check(self, samples: np.ndarray, at_s: float) -> None:
-        if samples.ndim != 1 or samples.size == 0:
-            raise LimitError(f"{self._node}: a burst is one row of samples; shape {samples.shape} was given")
-        if samples.dtype != np.complex64:
-            raise LimitError(f"{self._node}: a burst is complex64; {samples.dtype} was given")
-        if not np.isfinite(samples).all() or not math.isfinite(at_s):
-            raise LimitError(f"{self._node}: the burst at {at_s} s is not finite")
-        with np.errstate(over="ignore"):
-            power_w = body_power_w(samples, self._waveform)
-        limit_w = self._scale.limit_w
-        if not power_w <= limit_w * (1 + _POWER_TOLERANCE):
-            raise LimitError(
-                f"{self._node} would transmit {power_w:.6g} W ({w_to_dbm(power_w):.2f} dBm) on average; "
-                f"its limit is {limit_w:.6g} W ({w_to_dbm(limit_w):.2f} dBm)",
-                remedy="the smaller of the node's max_power_dbm and limits.max_power_dbm in the bench file holds",
             )
 
     def _check_state(self) -> None:

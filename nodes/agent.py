@@ -154,17 +154,23 @@ class _Agent:
         while self._monitor.poll(0):
             event = recv_monitor_message(self._monitor)["event"]
             if event == zmq.EVENT_DISCONNECTED:
-                self._worker.mute()
+                self._mute()
             else:
                 versions = {"protocol": str(messages.PROTOCOL), "python": sys.version.split()[0]}
                 self._socket.send_multipart(messages.encode(messages.Hello(nodes=self._names, versions=versions)))
+
+    def _mute(self) -> None:
+        try:
+            self._worker.mute()
+        except BenchError as error:
+            print(f"a radio may still radiate: {error}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Mute, say goodbye, end the worker."""
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         self._stop.set()
         self._tasks.put(None)
-        self._worker.mute()
+        self._mute()
         try:
             self._socket.send_multipart(messages.encode(messages.Bye()), flags=zmq.NOBLOCK)
         except zmq.ZMQError:

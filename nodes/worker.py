@@ -12,7 +12,7 @@ from nodes.uplink import Uplink
 from testbed.core import messages
 from testbed.core.backends import backend, resolve
 from testbed.core.bench import BenchSpec
-from testbed.core.errors import ProtocolError
+from testbed.core.errors import BenchError, ProtocolError
 from testbed.core.messages import Packet
 from testbed.core.node_devices import FollowedClock, NodeDevices
 from testbed.core.specs import JobSpec
@@ -123,9 +123,19 @@ class Worker:
         self._nodes[name] = _Node(devices, adapter, bench.sample_rate_hz, uplink)
 
     def mute(self) -> None:
-        """Stop every transmitter of this process; always legal, from any thread."""
+        """Stop every transmitter of this process; always legal, from any thread.
+
+        Raises:
+            BenchError: the first that could not be reached; the others are mute.
+        """
+        failures: list[BenchError] = []
         for node in list(self._nodes.values()):
-            node.devices.radio.mute()
+            try:
+                node.devices.radio.mute()
+            except BenchError as failure:
+                failures.append(failure)
+        if failures:
+            raise failures[0]
 
     def close(self) -> None:
         """Mute and let go of all devices; may be repeated."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from sim_backend.air import AirPort
@@ -12,12 +10,9 @@ from sim_backend.capabilities import check_level, radio_capabilities
 from sim_backend.transmit_chain import TransmitChain
 from testbed.core.bench import BenchSpec
 from testbed.core.devices import Capabilities
-from testbed.core.errors import LimitError, RadioFault
-from testbed.core.units import dbm_to_w, w_to_dbm
-from testbed.phy.ofdm import body_power_w
-
-# orders keep the limit to six digits; the symbols of one burst are random, and so is its average
-_POWER_TOLERANCE = 0.12
+from testbed.core.errors import RadioFault
+from testbed.core.units import dbm_to_w
+from testbed.phy.burst import check_burst
 
 
 class SimTransmitter:
@@ -78,7 +73,7 @@ class SimTransmitter:
             RadioFault: the medium does not answer or refuses the burst.
         """
         samples = np.asarray(samples)
-        self._check(samples, at_s)
+        check_burst(self._node, samples, at_s, limit_w=self._capabilities.max_power_w, waveform=self._waveform)
         late_s = 0.0 if self._beacon is None else self._beacon.late_s(at_s)
         if late_s is None:
             return  # it did not hear the beacon and waits for the next
@@ -110,23 +105,3 @@ class SimTransmitter:
     def close(self) -> None:
         """Let go; may be repeated."""
         self._port.close()
-
-    def _check(self, samples: np.ndarray, at_s: float) -> None:
-        if samples.ndim != 1 or samples.size == 0:
-            raise LimitError(f"{self._node}: a burst is one row of samples; shape {samples.shape} was given")
-        if samples.dtype != np.complex64:
-            raise LimitError(f"{self._node}: a burst is complex64; {samples.dtype} was given")
-        if not np.isfinite(samples).all() or not math.isfinite(at_s):
-            raise LimitError(f"{self._node}: the burst at {at_s} s is not finite")
-        with np.errstate(over="ignore"):
-            if self._waveform.level == "symbols":
-                power_w = float(np.mean(np.square(samples.view(np.float32)), dtype=np.float64)) * 2
-            else:
-                power_w = body_power_w(samples, self._waveform)
-        limit_w = self._capabilities.max_power_w
-        if not power_w <= limit_w * (1 + _POWER_TOLERANCE):
-            raise LimitError(
-                f"{self._node} would transmit {power_w:.6g} W ({w_to_dbm(power_w):.2f} dBm) on average; "
-                f"its limit is {limit_w:.6g} W ({w_to_dbm(limit_w):.2f} dBm)",
-                remedy="the smaller of the node's max_power_dbm and limits.max_power_dbm in the bench file holds",
-            )

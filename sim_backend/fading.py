@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from sim_backend.paths import Draw, Paths, circular_gaussian, generator_of
-from testbed.core.bench import WorldSpec
+from testbed.core.world_specs import WorldSpec
 
 NUM_SINUSOIDS = 64
 """Waves that make one Rayleigh process; its fourth moment is 2 - 1/64 instead of 2."""

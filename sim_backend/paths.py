@@ -11,8 +11,9 @@ from enum import IntEnum
 
 import numpy as np
 
-from testbed.core.bench import SPEED_OF_LIGHT_M_S, BenchSpec, WorldSpec
+from testbed.core.bench import SPEED_OF_LIGHT_M_S, BenchSpec
 from testbed.core.units import from_db
+from testbed.core.world_specs import WorldSpec
 
 
 class Draw(IntEnum):

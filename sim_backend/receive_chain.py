@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from sim_backend.impairments import add_image, quantise, receive_imbalance, stream
-from testbed.core.bench import ImpairmentsSpec
 from testbed.core.units import dbm_to_w, from_db
+from testbed.core.world_specs import ImpairmentsSpec
 
 _CHUNK = 8192
 _BLOCK_BACKOFF = from_db(12.0)

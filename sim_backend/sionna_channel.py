@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from sim_backend.paths import Paths, circular_gaussian, isotropic_directions
-from testbed.core.bench import WorldSpec
 from testbed.core.errors import ConfigError
 from testbed.core.units import from_db
+from testbed.core.world_specs import WorldSpec
 
 _REMEDY = "pip install 'testbed[sionna]'"
 

@@ -36,7 +36,8 @@ WITHOUT_UNIT = {
 
 DECIBEL = re.compile(r"(^|_)(db|dbm)$")
 DECIBEL_AT_THE_EDGE = (
-    "testbed/core/units.py", "testbed/core/bench.py", "testbed/engine/config", "testbed/report/", "testbed/cli/",
+    "testbed/core/units.py", "testbed/core/bench.py", "testbed/core/world_specs.py", "testbed/engine/config",
+    "testbed/report/", "testbed/cli/",
     "testbed/schemes/",  # a scheme's fields are keys of the experiment file
     "testbed/core/hardware.py", "drivers/pluto", "drivers/ad9361", "sim_backend/emulat",  # as the chip writes its gains
     "drivers/lab.py",

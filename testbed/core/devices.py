@@ -102,6 +102,27 @@ class Radio(Protocol):
 
 
 @runtime_checkable
+class Adjustable(Protocol):
+    """A radio whose gains and crystal a calibration may change until it is tuned anew.
+
+    What it delivers stays in square-root watts as far as its nominal gains are true.
+    """
+
+    def adjust(
+        self, *, rx_gain: float | None = None, tx_gain: float | None = None, crystal_hz: int | None = None
+    ) -> None:
+        """Set what is given.
+
+        Args:
+            rx_gain: receive gain as a power ratio.
+            tx_gain: transmit gain as a power ratio, at most 1.
+            crystal_hz: frequency of the crystal that the radio reckons with.
+
+        Raises LimitError beyond the chip's range or the node's power limit, RadioFault when the radio failed.
+        """
+
+
+@runtime_checkable
 class Stage(Protocol):
     """One antenna's positioner, in its own stage frame."""
 

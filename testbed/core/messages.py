@@ -154,6 +154,24 @@ class Configure(Request):
     bench: dict[str, Any] = Field(default_factory=dict, description="the resolved bench file")
 
 
+class OpenDevices(Request):
+    """Open the node's devices and nothing else: what a calibration needs. Answered with `Done`."""
+
+    kind: Literal["open-devices"] = "open-devices"
+    backend: str
+    devices: dict[str, Any] = Field(default_factory=dict, description="as in `Configure`")
+    bench: dict[str, Any] = Field(default_factory=dict, description="as in `Configure`")
+
+
+class AdjustRadio(Request):
+    """Change gains or crystal of the node's radio, see `testbed.core.devices.Adjustable`. Answered with `Done`."""
+
+    kind: Literal["adjust-radio"] = "adjust-radio"
+    rx_gain: float | None = None
+    tx_gain: float | None = None
+    crystal_hz: int | None = None
+
+
 class TrainTask(Request):
     """Fine-tune locally from the published adapter and keep the update."""
 
@@ -178,6 +196,12 @@ class SendPilots(Burst):
     power_w: float
     num_pilots: int
     waveform: WaveformSpec
+
+
+class SendSamples(Burst):
+    """Transmit samples as they are. Array: `samples`, complex64, square-root watts."""
+
+    kind: Literal["send-samples"] = "send-samples"
 
 
 class SendAnalogue(Burst):
@@ -305,8 +329,11 @@ Message: TypeAlias = (
     | Welcome
     | Refused
     | Configure
+    | OpenDevices
+    | AdjustRadio
     | TrainTask
     | SendPilots
+    | SendSamples
     | SendAnalogue
     | SendSigns
     | SendPackets

@@ -43,6 +43,11 @@ def announcement(experiment: ExperimentSpec, scheme: Scheme[Any], bench: BenchSp
     ]
     if moving:
         speed = max(antenna.stage.speed_m_s for antenna in bench.array.antennas if antenna.stage is not None)
-        lines.append(f"moves: {moving} stages, homed first where they need it, {travel_m:.3g} m, up to {speed:g} m/s")
-    lines.append(f"stop:   testbed stop {experiment.bench}")
+        stages = (
+            "1 stage, homed first where it needs it"
+            if moving == 1
+            else f"{moving} stages, homed first where they need it"
+        )
+        lines.append(f"moves:    {stages}; then {travel_m:.3g} m in all, at up to {speed:g} m/s")
+    lines.append(f"stop it:  testbed stop {experiment.bench}")
     return "\n".join(lines)

@@ -287,17 +287,22 @@ def _live(
         raise
     finally:
         with signals_wait():
-            if devices is not None:
-                devices.close()
-            if recorder is not None:
-                recorder.close()
-            # the rows on disk: a resumed run that fails before it continues keeps what it had
-            rows = read_rows(folder)
-            summary = {**summarise(rows, status, facts), **failure}
-            if rows:
-                _publish_final(folder, rows[-1]["round"])
-                summary["adapter"] = "adapter"
-            write_json(folder / "summary.json", summary)
+            try:
+                if devices is not None:
+                    devices.close()
+            except BenchError as error:
+                failure = {"error": str(error)}
+                raise
+            finally:
+                if recorder is not None:
+                    recorder.close()
+                # the rows on disk: a resumed run that fails before it continues keeps what it had
+                rows = read_rows(folder)
+                summary = {**summarise(rows, status, facts), **failure}
+                if rows:
+                    _publish_final(folder, rows[-1]["round"])
+                    summary["adapter"] = "adapter"
+                write_json(folder / "summary.json", summary)
     observer.run_ended(summary)
     return RunResult(folder, summary, play.rows)
 

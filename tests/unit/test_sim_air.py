@@ -9,9 +9,10 @@ import zmq
 from sim_backend.air import AirHub, AirPort
 from sim_backend.radio import SimReceiver, SimTransmitter
 from sim_backend.world import World
-from testbed.core.bench import AntennaSpec, ArraySpec, BenchSpec, NodeSpec, RadioSpec, WaveformSpec, WorldSpec
+from testbed.core.bench import AntennaSpec, ArraySpec, BenchSpec, NodeSpec, RadioSpec, WaveformSpec
 from testbed.core.devices import Radio
 from testbed.core.errors import LimitError, RadioFault
+from testbed.core.world_specs import WorldSpec
 from testbed.phy import estimate, ofdm
 
 RATE_HZ = 1e6

@@ -4,7 +4,7 @@ from scipy.special import j0
 
 from sim_backend.fading import NUM_SINUSOIDS, Fading, product
 from sim_backend.paths import Paths
-from testbed.core.bench import WorldSpec
+from testbed.core.world_specs import WorldSpec
 
 POWERS = np.array([0.5, 2.0])
 

@@ -11,8 +11,9 @@ from sim_backend.radio import SimReceiver, SimTransmitter
 from sim_backend.receive_chain import ReceiveChain
 from sim_backend.resample import HALF_TAPS, resampled
 from sim_backend.world import World
-from testbed.core.bench import BenchSpec, ImpairmentsSpec
+from testbed.core.bench import BenchSpec
 from testbed.core.errors import ConfigError, LimitError, ProtocolError, RadioFault
+from testbed.core.world_specs import ImpairmentsSpec
 from testbed.phy import ofdm
 
 RATE_HZ = 5e6

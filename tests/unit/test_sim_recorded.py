@@ -5,8 +5,9 @@ import pytest
 
 from sim_backend.recorded_channel import RecordedChannel, save_recording
 from sim_backend.world import World
-from testbed.core.bench import AntennaSpec, ArraySpec, BenchSpec, NodeSpec, WorldSpec
+from testbed.core.bench import AntennaSpec, ArraySpec, BenchSpec, NodeSpec
 from testbed.core.errors import ConfigError, LimitError
+from testbed.core.world_specs import WorldSpec
 from testbed.phy import array
 from testbed.phy.coupling import coupling_matrix
 

@@ -7,8 +7,9 @@ import pytest
 
 from sim_backend.sionna_channel import Profile, draw_cdl, draw_tdl, load_profile
 from sim_backend.world import World
-from testbed.core.bench import AntennaSpec, ArraySpec, BenchSpec, NodeSpec, WorldSpec
+from testbed.core.bench import AntennaSpec, ArraySpec, BenchSpec, NodeSpec
 from testbed.core.errors import ConfigError
+from testbed.core.world_specs import WorldSpec
 
 ARRAY = ArraySpec(
     origin_m=(5.0, 0.1, 1.5),

@@ -3,7 +3,8 @@ import pytest
 
 from sim_backend import threads
 from sim_backend.world import World
-from testbed.core.bench import AntennaSpec, ArraySpec, BenchSpec, NodeSpec, WorldSpec
+from testbed.core.bench import AntennaSpec, ArraySpec, BenchSpec, NodeSpec
+from testbed.core.world_specs import WorldSpec
 from testbed.phy.coupling import coupling_matrix
 
 ARRAY = ArraySpec(

@@ -167,6 +167,7 @@ class DeadMan:
                     self._fail(f"the dead man muted the radios and held the stages: {line.removeprefix('muted ')}")
             if not alive or self._answers.ended or time.monotonic() - heard_s > patience_s:
                 if not self._closed.is_set():
+                    self._process.kill()  # one that is frozen guards nothing, and would outlive this process
                     self._fail("the dead man's process is gone")
                 return
 

@@ -19,7 +19,7 @@ from drivers.grbl_line import BAUD, RESET, GrblLine
 from drivers.leases import Grant, Leases, Resource, bench_resources, stage
 from drivers.silencer import Silencer
 from drivers.transport import LiveWire, Wire
-from drivers.watchdog import side_by_side
+from drivers.watchdog import hold, side_by_side
 from testbed.core.bench import BenchSpec
 from testbed.core.errors import BenchError, DeviceError, StageFault
 from testbed.core.hardware import StagePortSpec
@@ -138,7 +138,13 @@ def _mute(uri: str, done: list[str]) -> None:
 
 def _hold(device: StagePortSpec, wire: Wire, done: list[str]) -> None:
     assert device.port is not None
-    transport = wire.serial(device.port, baud=BAUD)
+    try:
+        transport = wire.serial(device.port, baud=BAUD)
+    except DeviceError:
+        if not _hold_unasked(device):
+            raise
+        done.append(f"stage {device.port} (past the program that holds its port; home it again)")
+        return
     try:
         if device.driver == "zaber":
             transport.send(ZABER_HOLD)
@@ -151,6 +157,26 @@ def _hold(device: StagePortSpec, wire: Wire, done: list[str]) -> None:
     finally:
         transport.close()
     done.append(f"stage {device.port}")
+
+
+def _hold_unasked(device: StagePortSpec) -> bool:
+    """Stop a stage over a serial port that another program has locked; false where there is no such port."""
+    if device.port is None or not device.port.startswith("/"):
+        return False
+    try:
+        descriptor = os.open(device.port, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        if not os.isatty(descriptor):
+            return False
+        # nobody can be asked whether it homes, when it hears nothing but a reset
+        hold(descriptor, ZABER_HOLD if device.driver == "zaber" else GRBL_HOLD + RESET)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def _in_words(failures: dict[str, Exception]) -> dict[str, str]:

@@ -212,6 +212,9 @@ def open_controlled(bench: BenchSpec, opened: contextlib.ExitStack, around: Surr
     dead_man = DeadMan(radios, _held(stages, homing=True), bench.limits.dead_man_s, stop=stop)
     opened.callback(dead_man.close)
     opened.callback(stop)
+    # whatever a device said when it was stopped from outside: this is why
+    opened.callback(dead_man.check)
+    opened.callback(lease.check)
     lease.guard(dead_man.socket_path, stop)
     around.clock.concurrently([stage.make_ready for stage in stages if stage is not None])
     for held in _held(stages, homing=False):

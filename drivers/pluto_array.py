@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -78,7 +78,7 @@ class PlutoArray:
         trigger: TriggerLine | None = None,
     ) -> None:
         check_samples_level(bench)
-        self._specs = bench.array.radios or tuple(PlutoSpec() for _ in bench.array.antennas)
+        self._specs = self._tuned_specs = bench.array.radios or tuple(PlutoSpec() for _ in bench.array.antennas)
         self._ports, self._clock = tuple(ports), clock
         self._names = tuple(f"receiver-{index}" for index in range(len(self._specs)))
         self._check_ports(bench)
@@ -120,12 +120,46 @@ class PlutoArray:
         self._refuse_if_closed()
         self._disarm()
         self._set = []
+        self._specs = self._tuned_specs
 
         def configure(index: int) -> PlutoSettings:
             spec = self._specs[index]
             return self._ports[index].configure(settings_for(spec, frequency_hz, sample_rate_hz, tx_gain_db=MUTED_DB))
 
         self._set = self._each(configure)
+
+    def adjust(
+        self, *, rx_gain: float | None = None, tx_gain: float | None = None, crystal_hz: int | None = None
+    ) -> None:
+        """Change the receive gain of all radios, or their crystals, until they are tuned anew.
+
+        See `testbed.core.devices.Adjustable`.
+
+        Raises:
+            LimitError: the receiver does not transmit, or the gain is none that the chip has.
+            RadioFault: a radio was not tuned, or did not take it.
+        """
+        if tx_gain is not None:
+            raise LimitError("the receiver of this bench does not transmit, so it has no transmit gain to set")
+        self._refuse_if_closed()
+        if not self._set:
+            raise RadioFault("the receiver was adjusted before it was tuned")
+        self._disarm()
+        before, self._set = self._set, []
+
+        def configure(index: int) -> PlutoSettings:
+            wanted = before[index]
+            if rx_gain is not None:
+                wanted = replace(wanted, rx_gain_db=10 * math.log10(rx_gain))
+            if crystal_hz is not None:
+                wanted = replace(wanted, xo_correction=crystal_hz)
+            return self._ports[index].configure(wanted)
+
+        self._set = self._each(configure)
+        self._specs = tuple(
+            spec.model_copy(update={"gain_db": found.rx_gain_db})
+            for spec, found in zip(self._specs, self._set, strict=True)
+        )
 
     def transmit(self, samples: np.ndarray, *, at_s: float, trigger_s: float | None = None) -> None:
         """Refused: this radio only listens.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 
@@ -89,7 +90,7 @@ class PlutoTransmitter:
         self._waveform, self._rate_hz = bench.waveform, bench.sample_rate_hz
         self._triggered = bench.radio.trigger == "clock"
         self._patience_s = JITTER_DEVIATIONS * bench.radio.start_jitter_s
-        self._scale = TransmitScale.of(bench, board, full_scale_dbm=full_scale_dbm)
+        self._scale = self._tuned_scale = TransmitScale.of(bench, board, full_scale_dbm=full_scale_dbm)
         self._capabilities = pluto_capabilities(bench, flags, num_antennas=0, max_power_w=self._scale.limit_w)
         self._lock = threading.Lock()  # one order at a time; mute does not wait for it
         self._muted = threading.Event()
@@ -111,10 +112,11 @@ class PlutoTransmitter:
             RadioFault: the radio did not take it, or radiates more than it should.
         """
         self._capabilities.check_tuning(frequency_hz=frequency_hz, sample_rate_hz=sample_rate_hz)
-        wanted = settings_for(self._board.radio, frequency_hz, sample_rate_hz, tx_gain_db=self._scale.gain_db)
         with self._lock:
             self._refuse_if_closed()
             self._end_burst()
+            self._scale = self._tuned_scale
+            wanted = settings_for(self._board.radio, frequency_hz, sample_rate_hz, tx_gain_db=self._scale.gain_db)
             self._set = None
             self._muted.clear()
             try:
@@ -133,6 +135,30 @@ class PlutoTransmitter:
             if self._muted.is_set():
                 self._port.silence()  # a mute that came meanwhile wins
             self._set = found
+
+    def adjust(
+        self, *, rx_gain: float | None = None, tx_gain: float | None = None, crystal_hz: int | None = None
+    ) -> None:
+        """Change the attenuation or the crystal, until the radio is tuned anew; see `testbed.core.devices.Adjustable`.
+
+        Raises:
+            LimitError: the radio does not receive, or the gain is none that it has.
+            RadioFault: the radio was not tuned, or did not take it.
+        """
+        if rx_gain is not None:
+            raise LimitError(f"{self._node}: a node's radio does not receive, so it has no receive gain to set")
+        with self._lock:
+            self._refuse_if_closed()
+            self._end_burst()
+            self._check_state()
+            assert self._set is not None  # _check_state saw to it
+            wanted = self._set
+            if tx_gain is not None:
+                self._scale = self._scale.at(tx_gain)
+                wanted = replace(wanted, tx_gain_db=self._scale.gain_db)
+            if crystal_hz is not None:
+                wanted = replace(wanted, xo_correction=crystal_hz)
+            self._set = self._port.configure(wanted)
 
     def transmit(self, samples: np.ndarray, *, at_s: float, trigger_s: float | None = None) -> None:
         """Send one burst, then be mute; returns when it waits for the trigger or for its time.

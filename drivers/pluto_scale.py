@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -87,6 +87,25 @@ class TransmitScale:
                 remedy="put an attenuator behind the radio and lower nodes.radio.tx_full_scale_dbm by its loss",
             )
         return cls(board.name, dbm_to_w(limit_dbm), 0.0 - attenuation_db, dbm_to_w(radio_dbm - attenuation_db))
+
+    def at(self, gain: float) -> TransmitScale:
+        """The scale at another transmit gain.
+
+        Args:
+            gain: power ratio, at most 1; rounded down to the chip's steps.
+
+        Raises:
+            LimitError: the attenuator has no such gain, or full scale would lie below the node's power limit.
+        """
+        if not 0 < gain <= 1:
+            raise LimitError(f"{self.node}: a transmit gain of {gain:g}; it is above 0 and at most 1")
+        gain_db = math.floor(10 * math.log10(gain) / STEP_DB + 1e-6) * STEP_DB
+        if gain_db < -MOST_ATTENUATION_DB:
+            raise LimitError(
+                f"{self.node}: the attenuator ends at {MOST_ATTENUATION_DB:g} dB; {-gain_db:g} was ordered"
+            )
+        full_scale_w = self.full_scale_w * 10 ** ((gain_db - self.gain_db) / 10)
+        return replace(self, gain_db=gain_db, full_scale_w=full_scale_w, limit_w=min(self.limit_w, full_scale_w))
 
     def codes(self, samples: np.ndarray) -> np.ndarray:
         """Transmit codes of a burst, rounded to the converter's twelve bits.

@@ -8,7 +8,7 @@ about two seconds even while it trains, and a node that comes back introduces it
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -128,6 +128,9 @@ class ZmqLink:
     ) -> dict[str, Packet]:
         """Send one request to each node and gather the answers; a silent or vanished node is absent from them.
 
+        A node that leaves the order for a burst unanswered is dismissed with its process: the burst, made ready after
+        all, would wait for a trigger that is meant for others.
+
         Args:
             requests: node -> message and arrays.
             timeout_s: wall clock to wait without any sign of life from the nodes still working.
@@ -152,6 +155,7 @@ class ZmqLink:
                         del waiting[node]
                         answers[node] = packet
             elif time.monotonic() >= deadline:
+                self._dismiss([node for node in waiting if isinstance(requests[node][0], messages.Burst)])
                 break
             for node in [node for node in waiting if node not in self._route]:
                 del waiting[node]
@@ -239,6 +243,12 @@ class ZmqLink:
             self._forget(identity)
             return False
         return True
+
+    def _dismiss(self, nodes: Iterable[str]) -> None:
+        """Have these nodes' processes end, which mutes them."""
+        for identity in {self._route[node] for node in nodes if node in self._route}:
+            self._reply(identity, messages.Bye())
+            self._forget(identity)
 
     def _forget(self, identity: bytes) -> None:
         for node in [node for node, route in self._route.items() if route == identity]:

@@ -12,7 +12,8 @@ from nodes.uplink import Uplink
 from testbed.core import messages
 from testbed.core.backends import backend, resolve
 from testbed.core.bench import BenchSpec
-from testbed.core.errors import BenchError, ProtocolError
+from testbed.core.devices import Adjustable
+from testbed.core.errors import BenchError, ConfigError, ProtocolError
 from testbed.core.messages import Packet
 from testbed.core.node_devices import FollowedClock, NodeDevices
 from testbed.core.specs import JobSpec
@@ -58,10 +59,18 @@ class Worker:
         match request:
             case messages.Configure():
                 self._configure(request)
+            case messages.OpenDevices():
+                bench = self._bench_of(request)
+                self._open(request, bench, np.zeros(0, np.float32))
+                self._say(request, messages.Done, {})
+            case messages.AdjustRadio():
+                self._adjust(request)
             case messages.TrainTask():
                 self._train(request)
             case messages.SendPilots():
                 self._transmit(request, sounding.build(request.num_pilots, request.waveform, request.power_w))
+            case messages.SendSamples():
+                self._transmit(request, packet.arrays["samples"])
             case messages.SendAnalogue():
                 rate_hz = self._rate_hz(request)
                 uplink, update = self._uplink(request.node)
@@ -180,12 +189,7 @@ class Worker:
         if self._trainer is None or self._job != request.job:
             self.say(messages.Progress(node=name, activity="loading", fraction=0.0), {})
             self._trainer, self._job = Trainer(request.job), request.job
-        bench = self.bench or BenchSpec.model_validate(request.bench)
-        if name in self._nodes:
-            self._nodes.pop(name).devices.close()
-        devices = resolve(backend(request.backend).node)(bench, name, request.devices)
-        devices.radio.tune(frequency_hz=bench.carrier_hz, sample_rate_hz=bench.sample_rate_hz)
-        self.adopt(name, devices, self._trainer.initial, bench, Uplink())
+        self._open(request, self._bench_of(request), self._trainer.initial)
         self._say(
             request,
             messages.Ready,
@@ -197,6 +201,28 @@ class Worker:
             },
             {"initial": self._trainer.initial, "frozen": self._trainer.frozen},
         )
+
+    def _bench_of(self, request: messages.Configure | messages.OpenDevices) -> BenchSpec:
+        return self.bench or BenchSpec.model_validate(request.bench)
+
+    def _open(self, request: messages.Configure | messages.OpenDevices, bench: BenchSpec, adapter: np.ndarray) -> None:
+        name = request.node
+        if name in self._nodes:
+            self._nodes.pop(name).devices.close()
+        devices = resolve(backend(request.backend).node)(bench, name, request.devices)
+        devices.radio.tune(frequency_hz=bench.carrier_hz, sample_rate_hz=bench.sample_rate_hz)
+        self.adopt(name, devices, adapter, bench, Uplink())
+
+    def _adjust(self, request: messages.AdjustRadio) -> None:
+        radio = self._node(request.node).devices.radio
+        if not isinstance(radio, Adjustable):
+            raise ConfigError(
+                f"the radio of {request.node} has no gains to set",
+                key="--backend",
+                remedy="use --backend emulated or lab",
+            )
+        radio.adjust(rx_gain=request.rx_gain, tx_gain=request.tx_gain, crystal_hz=request.crystal_hz)
+        self._say(request, messages.Done, {})
 
     def _train(self, request: messages.TrainTask) -> None:
         node, trainer = self._node(request.node), self._trained()
@@ -232,7 +258,7 @@ class Worker:
             },
         )
 
-    def _transmit(self, request: _Burst, samples: np.ndarray) -> None:
+    def _transmit(self, request: messages.Burst, samples: np.ndarray) -> None:
         self._node(request.node).devices.radio.transmit(samples, at_s=request.at_s, trigger_s=request.trigger_s)
         self._say(
             request,

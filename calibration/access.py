@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -54,6 +54,8 @@ class Access:
     bench: BenchSpec
     devices: Devices
     backend: str
+    serials: dict[str, str] = field(default_factory=dict)
+    """Serial numbers of all radios, receivers and nodes, once the nodes are open."""
 
     def open_nodes(self) -> None:
         """Tune the receiver, and let every node open its devices; none loads a model.
@@ -66,7 +68,7 @@ class Access:
         devices.radio.tune(frequency_hz=bench.carrier_hz, sample_rate_hz=bench.sample_rate_hz)
         devices.link.wait_for(bench.node_names, timeout_s=bench.link.connect_timeout_s)
         content = bench.model_dump(mode="json")
-        self._ask(
+        answers = self._ask(
             {
                 name: messages.OpenDevices(
                     node=name, backend=self.backend, devices=dict(devices.node_devices), bench=content
@@ -74,6 +76,10 @@ class Access:
                 for name in bench.node_names
             }
         )
+        self.serials = {**devices.serials}
+        for name, answer in answers.items():
+            if isinstance(answer, messages.Opened):
+                self.serials[name] = answer.radio_serial
 
     @property
     def guard(self) -> int:
@@ -133,7 +139,7 @@ class Access:
         answers = self._ask(requests, {name: {"samples": burst} for name, burst in bursts.items()})
         samples = radio.read()
         clock.wait_until(begin_s + (num_samples + self.guard) / rate_hz)
-        return Heard(samples, begin_s, self.guard, self.positions_m, answers)
+        return Heard(samples, begin_s, self.guard, self.positions_m, tuple(answers))
 
     def move(self, positions_m: np.ndarray) -> Spent:
         """Bring the antennas there, side by side, array frame, shape [num_antennas, 2]; what it took in sum.
@@ -178,11 +184,11 @@ class Access:
 
     def _ask(
         self, requests: Mapping[str, Message], arrays: Mapping[str, Mapping[str, np.ndarray]] | None = None
-    ) -> tuple[str, ...]:
+    ) -> dict[str, Message]:
         packets = self.devices.link.ask(
             {name: (request, (arrays or {}).get(name, _NO_ARRAYS)) for name, request in requests.items()},
             timeout_s=self.bench.link.answer_timeout_s,
         )
         if requests and not packets:
             raise DeviceError("no node answered", remedy="look at the logs of the nodes")
-        return tuple(packets)
+        return {name: packet.message for name, packet in packets.items()}

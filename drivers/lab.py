@@ -260,7 +260,8 @@ def open_transmitter(
     opened.callback(dead_man.close)
     lease.guard(dead_man.socket_path, transmitter.mute)
     opened.callback(transmitter.mute)
-    return NodeDevices(radio=transmitter, meter=meter, close=opened.pop_all().close, clock=clock)
+    serial = port.facts.serial
+    return NodeDevices(transmitter, meter, close=opened.pop_all().close, serial=serial, clock=clock)
 
 
 def open_port(spec: PlutoSpec, wire: Wire) -> PlutoPort:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias, assert_never
 
 import numpy as np
 
+from drivers.corrected_radio import CorrectedTransmitter
 from nodes.uplink import Uplink
 from testbed.core import messages
 from testbed.core.backends import backend, resolve
 from testbed.core.bench import BenchSpec
+from testbed.core.corrections import TransmitCorrection
 from testbed.core.devices import Adjustable
 from testbed.core.errors import BenchError, ConfigError, ProtocolError
 from testbed.core.messages import Packet
@@ -62,7 +64,7 @@ class Worker:
             case messages.OpenDevices():
                 bench = self._bench_of(request)
                 self._open(request, bench, np.zeros(0, np.float32))
-                self._say(request, messages.Done, {})
+                self._say(request, messages.Opened, {"radio_serial": self._node(request.node).devices.serial})
             case messages.AdjustRadio():
                 self._adjust(request)
             case messages.TrainTask():
@@ -110,6 +112,7 @@ class Worker:
             case (
                 messages.Hello()
                 | messages.Ready()
+                | messages.Opened()
                 | messages.Done()
                 | messages.TrainDone()
                 | messages.Sent()
@@ -198,6 +201,7 @@ class Worker:
                 "layout": self._trainer.layout,
                 "frozen_layout": self._trainer.frozen_layout,
                 "peft_config": self._trainer.peft_config,
+                "radio_serial": self._node(name).devices.serial,
             },
             {"initial": self._trainer.initial, "frozen": self._trainer.frozen},
         )
@@ -210,6 +214,9 @@ class Worker:
         if name in self._nodes:
             self._nodes.pop(name).devices.close()
         devices = resolve(backend(request.backend).node)(bench, name, request.devices)
+        if (found := request.devices.get("corrections", {}).get(name)) is not None:
+            correction = TransmitCorrection.model_validate(found)
+            devices = replace(devices, radio=CorrectedTransmitter(devices.radio, correction))
         devices.radio.tune(frequency_hz=bench.carrier_hz, sample_rate_hz=bench.sample_rate_hz)
         self.adopt(name, devices, adapter, bench, Uplink())
 

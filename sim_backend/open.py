@@ -115,7 +115,8 @@ def open_node(bench: BenchSpec, node: str, devices: Mapping[str, Any]) -> NodeDe
     if not isinstance(devices.get("seed"), int):
         raise ConfigError("the seed of the simulated radios is absent", key="seed")
     radio = SimTransmitter(bench, node=node, port=AirPort(devices["air"]), seed=devices["seed"])
-    return NodeDevices(radio=radio, meter=SimMeter(board), close=radio.close)
+    serial = f"simulated-{bench.name}-{devices['seed']}-{node}"
+    return NodeDevices(radio=radio, meter=SimMeter(board), close=radio.close, serial=serial)
 
 
 def _open_stages(bench: BenchSpec, clock: VirtualClock) -> tuple[SimStage | None, ...]:

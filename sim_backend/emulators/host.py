@@ -65,7 +65,7 @@ class Emulators:
         """The one time."""
         self.ended = threading.Event()
         """Set when somebody asked for the end."""
-        self._bench, self._closing = bench, False
+        self._bench, self._seed, self._closing = bench, seed, False
         with contextlib.ExitStack() as opened:
             opened.callback(self.timebase.close)
             self.stages = self._open_stages(opened, seed, host, links)
@@ -195,7 +195,7 @@ class Emulators:
             raise ConfigError(
                 f"two radios are called {name!r}", key="nodes", remedy="rename the node; receivers are receiver-0, ..."
             )
-        chip = Chip(_identity(name, spec, self._bench.carrier_hz))
+        chip = Chip(_identity(name, spec, self._bench.carrier_hz, self._seed))
         radio = self.radios[name] = VirtualRadio(name, chip, self.ether, spec=spec, node=node, antennas=antennas)
         server = self.servers[name] = IiodServer(radio, host=place[0], port=place[1], faults=radio.faults)
         opened.callback(server.close)
@@ -295,12 +295,12 @@ def _radios(bench: BenchSpec) -> Iterator[tuple[str, PlutoSpec, str | None, tupl
         yield board.name, board.radio, board.name, ()
 
 
-def _identity(name: str, spec: PlutoSpec, carrier_hz: float) -> Identity:
-    """A radio that reaches the bench's carrier, with the trigger in its image."""
+def _identity(name: str, spec: PlutoSpec, carrier_hz: float, seed: int) -> Identity:
+    """A radio that reaches the bench's carrier, with the trigger in its image; each world has radios of its own."""
     lowest_hz, highest_hz = _PLAIN_HZ
     plain = lowest_hz <= carrier_hz <= highest_hz and spec.channels == 1
     return Identity(
-        serial=spec.serial or f"emulated-{name}",
+        serial=spec.serial or (f"emulated-{name}-{seed}" if seed else f"emulated-{name}"),
         two_channels=spec.channels == 2,
         triggered=True,
         transceiver="ad9363a" if plain else "ad9361" if spec.channels == 2 else "ad9364",

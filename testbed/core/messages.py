@@ -58,6 +58,14 @@ class Ready(Request):
     layout: Layout
     frozen_layout: Layout
     peft_config: dict[str, Any]
+    radio_serial: str = ""
+
+
+class Opened(Request):
+    """Answer to `OpenDevices`."""
+
+    kind: Literal["opened"] = "opened"
+    radio_serial: str
 
 
 class Done(Request):
@@ -155,7 +163,7 @@ class Configure(Request):
 
 
 class OpenDevices(Request):
-    """Open the node's devices and nothing else: what a calibration needs. Answered with `Done`."""
+    """Open the node's devices and nothing else: what a calibration needs."""
 
     kind: Literal["open-devices"] = "open-devices"
     backend: str
@@ -318,6 +326,7 @@ class Bye(Said):
 Message: TypeAlias = (
     Hello
     | Ready
+    | Opened
     | Done
     | TrainDone
     | Sent

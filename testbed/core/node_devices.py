@@ -27,10 +27,12 @@ class NodeDevices:
         radio: its transmitter.
         meter: its stopwatch and energy meter.
         close: mutes the radio and lets go; may be repeated.
+        serial: the radio's serial number, for records and calibrations.
         clock: its clock, where bursts start by the controller's time; None where something else starts them.
     """
 
     radio: Radio
     meter: Meter
     close: Callable[[], None]
+    serial: str = ""
     clock: FollowedClock | None = None

@@ -43,11 +43,7 @@ def announcement(experiment: ExperimentSpec, scheme: Scheme[Any], bench: BenchSp
     ]
     if moving:
         speed = max(antenna.stage.speed_m_s for antenna in bench.array.antennas if antenna.stage is not None)
-        stages = (
-            "1 stage, homed first where it needs it"
-            if moving == 1
-            else f"{moving} stages, homed first where they need it"
-        )
-        lines.append(f"moves:    {stages}; then {travel_m:.3g} m in all, at up to {speed:g} m/s")
+        stages = "1 stage" if moving == 1 else f"{moving} stages"
+        lines.append(f"moves:    {stages}, homed first where needed, then {travel_m:.3g} m in all, at {speed:g} m/s")
     lines.append(f"stop it:  testbed stop {experiment.bench}")
     return "\n".join(lines)

@@ -42,6 +42,8 @@ class Crew:
     observer: Observer
     holding: set[str] = field(default_factory=set)
     """Nodes that trained since they joined, and so hold an update."""
+    serials: dict[str, str] = field(default_factory=dict)
+    """Serial numbers of the nodes' radios, once they are ready."""
     _published: np.ndarray | None = None
     _behind: set[str] = field(default_factory=set)
     _time_shared_s: float = 0.0
@@ -65,6 +67,8 @@ class Crew:
             raise LinkTimeout(f"{', '.join(silent)} did not get ready", remedy="look at the log of these nodes")
         first = ready[names[0]]
         for name, packet in ready.items():
+            if isinstance(packet.message, messages.Ready):
+                self.serials[name] = packet.message.radio_serial
             if any(not np.array_equal(packet.arrays[key], first.arrays[key]) for key in ("initial", "frozen")):
                 raise ProtocolError(
                     f"{name} starts from another adapter than {names[0]}",

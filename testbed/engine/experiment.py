@@ -260,11 +260,11 @@ def _live(
             devices = swap(open_bench(backend))
             for note in devices.notes:
                 observer.warning(note)
-            write_json(folder / "devices.json", _device_facts(devices))
             check_needs(experiment.scheme.name, scheme.needs, devices.radio.capabilities, bench)
             crew = Crew(devices, bench, backend, _job(experiment, bench), observer)
             live = Live(devices, bench, crew, experiment.audit)
             adapter, fleet = live.prepare()
+            write_json(folder / "devices.json", _device_facts(devices, crew))
             play = _Play(experiment, scheme, adapter, fleet, observer)
             observer.run_started(folder, experiment.rounds)
             first = 0
@@ -385,10 +385,10 @@ def _swap(folder: Path, bench: BenchSpec, start: Mapping[str, Any]) -> Callable[
     return swap
 
 
-def _device_facts(devices: Devices) -> dict[str, Any]:
+def _device_facts(devices: Devices, crew: Crew) -> dict[str, Any]:
     """Which devices answered, and what they claim."""
     return {
-        "serials": dict(devices.serials),
+        "serials": {**devices.serials, **crew.serials},
         "calibration_ids": list(devices.calibration_ids),
         "receiver": asdict(devices.radio.capabilities),
         "notes": list(devices.notes),

@@ -109,6 +109,7 @@ class Live:
         self._publish(Publish(adapter))
         self._move(Move(positions_m))
         self.devices.clock.set(clock_s)
+        self.crew.share_time(self.crew.present())
 
     @property
     def _air(self) -> Air:

@@ -55,7 +55,8 @@ def test_every_byte_is_on_record(emulated_run: RunResult) -> None:
 
 def test_the_record_names_the_emulated_radios(emulated_run: RunResult) -> None:
     devices = json.loads((emulated_run.folder / "devices.json").read_text())
-    assert devices["serials"]["receiver-0"] == "emulated-receiver-0"
+    assert devices["serials"]["receiver-0"] == "emulated-receiver-0-1", "the radio of world 1"
+    assert devices["serials"]["node-02"] == "emulated-node-02-1"
 
 
 def test_packets_over_radios_that_only_the_network_triggers(tmp_path: Path) -> None:

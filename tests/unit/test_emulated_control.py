@@ -77,7 +77,7 @@ def test_every_radio_and_stage_has_an_address_and_answers(emulators: Emulators) 
             port.say(b"?")
             assert port.hear().startswith(b"<Alarm")
     chips = {name: radio.chip for name, radio in emulators.radios.items()}
-    assert chips["node-01"].identity.serial == "emulated-node-01"
+    assert chips["node-01"].identity.serial == "emulated-node-01-4", "radio of world 4"
     assert all(chip.identity.triggered for chip in chips.values())
 
 

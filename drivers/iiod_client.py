@@ -201,7 +201,7 @@ class IiodClient:
         self._lock = threading.Lock()
         self._connection: IiodConnection | None = None
         self._closed = False
-        self.context = IioContext()
+        self.context = IioContext(uri=uri)
         try:
             self.refresh()
         except BrokenLink as error:
@@ -220,7 +220,7 @@ class IiodClient:
 
         def ask(connection: IiodConnection) -> IioContext:
             connection.command("PRINT")
-            return parse_context(connection.text(connection.checked("PRINT")))
+            return parse_context(connection.text(connection.checked("PRINT")), self.uri)
 
         self.context = self._exchange("PRINT", ask)
         return self.context

@@ -125,10 +125,12 @@ class IioContext:
     Attributes:
         attributes: of the context: hw_model, hw_serial, fw_version and more.
         devices: in the order of the description.
+        uri: where it answers, for messages.
     """
 
     attributes: Mapping[str, str] = field(default_factory=dict)
     devices: tuple[DeviceEntry, ...] = ()
+    uri: str = "context"
 
     def find(self, device: str) -> DeviceEntry | None:
         """The device of that identity, name or label, None where there is none."""
@@ -143,15 +145,18 @@ class IioContext:
         found = self.find(device)
         if found is None:
             others = ", ".join(each.label or each.name or each.identity for each in self.devices) or "no device at all"
-            raise DeviceError(f"no device {device} there, but {others}; is this a PlutoSDR?", remedy=_REMEDY)
+            raise DeviceError(
+                f"{self.uri}: no device {device} there, but {others}; is this a PlutoSDR?", remedy=_REMEDY
+            )
         return found
 
 
-def parse_context(data: bytes) -> IioContext:
+def parse_context(data: bytes, uri: str = "context") -> IioContext:
     """Read a context's description.
 
     Args:
         data: the XML, UTF-8.
+        uri: where it came from, for messages.
 
     Raises:
         ProtocolError: it is no such XML, or it declares entities.
@@ -160,7 +165,7 @@ def parse_context(data: bytes) -> IioContext:
         text = data.decode("utf-8")
         if "<!ENTITY" in text:
             raise ProtocolError(
-                "the description of the devices declares XML entities, which none needs", remedy=_REMEDY
+                f"{uri}: the description of the devices declares XML entities, which none needs", remedy=_REMEDY
             )
         root = ElementTree.fromstring(text)
         if root.tag != "context":
@@ -168,10 +173,11 @@ def parse_context(data: bytes) -> IioContext:
         return IioContext(
             {each.attrib["name"]: each.attrib["value"] for each in root.iterfind("context-attribute")},
             tuple(_device(each) for each in root.iterfind("device")),
+            uri,
         )
     except (UnicodeDecodeError, ElementTree.ParseError, ValueError, KeyError) as error:
         raise ProtocolError(
-            f"the description of the devices cannot be read ({type(error).__name__}: {error})", remedy=_REMEDY
+            f"{uri}: the description of the devices cannot be read ({type(error).__name__}: {error})", remedy=_REMEDY
         ) from error
 
 

@@ -6,6 +6,9 @@ The emulated backend opens its devices by the same functions; it brings another 
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,7 +20,8 @@ from drivers.dead_man import DeadMan, HeldStage
 from drivers.emergency import stop_bench
 from drivers.grbl import GrblStage
 from drivers.grbl_line import RESET
-from drivers.leases import Lease, Leases, bench_resources, radio
+from drivers.leases import Grant, Lease, Leases, bench_resources, radio
+from drivers.liveness import died
 from drivers.node_processes import NodeProcesses
 from drivers.pluto_array import PlutoArray
 from drivers.pluto_port import PlutoPort
@@ -39,6 +43,9 @@ from testbed.phy.coherence import claimed_flags
 
 NETWORK_START_S = 1.0
 """From an order to its burst where a message on the network starts it: the board needs time to compute the burst."""
+_EVICTION_S = 15.0
+"""Longest wait for a run whose bench is taken away: it ends node processes, which may be loading a model."""
+_GLANCE_S = 0.05
 _UNPROVEN = (
     "drivers native, pyadi, grbl and zaber have met emulators and simulated devices only: stay near the stop button"
 )
@@ -104,12 +111,12 @@ def open_bench(
     """
     check_complete(bench)
     with contextlib.ExitStack() as opened:
-        if steal_leases:
-            stop_bench(bench)  # its owner learns that it has lost the bench only when it renews its lease
-        lease = Leases().acquire(
-            bench_resources(bench), bench=bench.name, purpose=f"run in {folder}", steal=steal_leases
-        )
+        leases = Leases()
+        before = leases.known() if steal_leases else ()
+        lease = leases.acquire(bench_resources(bench), bench=bench.name, purpose=f"run in {folder}", steal=steal_leases)
         opened.callback(lease.close)
+        if steal_leases:
+            _evict(bench, before)
         clock = WallClock()
         trigger = None
         if bench.radio.trigger == "clock" and bench.radio.trigger_line is not None:
@@ -212,9 +219,9 @@ def open_controlled(bench: BenchSpec, opened: contextlib.ExitStack, around: Surr
     dead_man = DeadMan(radios, _held(stages, homing=True), bench.limits.dead_man_s, stop=stop)
     opened.callback(dead_man.close)
     opened.callback(stop)
-    # whatever a device said when it was stopped from outside: this is why
-    opened.callback(dead_man.check)
+    # whatever a device says when it is stopped from outside, the run ends with the reason
     opened.callback(lease.check)
+    opened.callback(dead_man.check)
     lease.guard(dead_man.socket_path, stop)
     around.clock.concurrently([stage.make_ready for stage in stages if stage is not None])
     for held in _held(stages, homing=False):
@@ -311,6 +318,25 @@ def check_complete(bench: BenchSpec) -> None:
     ]
     if missing:
         raise ConfigError("the bench file does not say how a device is reached", key=", ".join(missing), remedy=remedy)
+
+
+def _evict(bench: BenchSpec, before: Sequence[Grant]) -> None:
+    """Stop the bench past the runs that had it, end those of this machine, and wait until their ports are free."""
+    stop_bench(bench, known=before)
+    ours = bench_resources(bench)
+    owners = [
+        grant
+        for grant in before
+        if grant.is_here and any(each.conflicts(one) for each in grant.resources for one in ours)
+    ]
+    for grant in owners:
+        # another user's run ends by itself when it next uses the bench
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if not died(grant.pid, grant.started):
+                os.kill(grant.pid, signal.SIGTERM)
+    deadline_s = time.monotonic() + _EVICTION_S
+    while any(not died(grant.pid, grant.started) for grant in owners) and time.monotonic() < deadline_s:
+        time.sleep(_GLANCE_S)
 
 
 def _uri(spec: PlutoSpec, key: str) -> str:

@@ -340,11 +340,13 @@ class Lease:
         self._thread.start()
 
     def check(self) -> None:
-        """Whether it still holds, as far as the last renewal knows.
+        """Whether it still holds, asked now unless the folder cannot be used.
 
         Raises:
             DeviceError: somebody took it away, or this process was stopped until its time had passed.
         """
+        with suppress(BenchError):
+            self.renew()
         if self._lost:
             raise DeviceError(
                 f"the lease of bench {self.grant.bench} was lost: stolen, or not renewed in time",

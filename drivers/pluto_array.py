@@ -217,7 +217,8 @@ class PlutoArray:
             until_s = max(0.0, armed.at_s - self._clock.now_s())
             captures = self._gather(armed.captures, until_s + _PATIENCE_S)
             heard = np.empty((self._num_antennas, armed.num_samples), np.complex64)
-            timeout_s = until_s + _PATIENCE_S + armed.num_samples * (1 / self._rate_hz + 1 / _SLOWEST_LINK_HZ)
+            # the transfers run by now; radios are told this number, and a recorded session has to find it again
+            timeout_s = _PATIENCE_S + armed.num_samples * (1 / self._rate_hz + 1 / _SLOWEST_LINK_HZ)
             self._each(lambda index: self._fetch(index, captures[index], heard, timeout_s))
         finally:
             self._disarm()

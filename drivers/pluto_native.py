@@ -375,7 +375,8 @@ class NativePort:
                     raise
                 raise RadioFault(
                     f"{self._facts.uri}: another client holds the {direction} buffer of this radio",
-                    remedy="end the other program that uses it (GNU Radio, IIO Oscilloscope, another run)",
+                    remedy="end the other program that uses it (GNU Radio, IIO Oscilloscope, another run); where there "
+                    "is none, a connection broke a moment ago and the radio has yet to notice: try again",
                 ) from error
 
     def _mute(self) -> None:

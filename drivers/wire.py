@@ -158,7 +158,7 @@ class _Recorded:
 
 
 class ReplayWire:
-    """Answers as a recording did, and fails at the first byte sent that differs.
+    """Answers as a recording did, and fails at the first byte sent that differs; after that it fails alike for ever.
 
     Connections to one target are handed out in their recorded order. How sends and receives are cut into pieces does
     not matter; an answer comes only when everything has been sent that had been sent before it.
@@ -175,6 +175,7 @@ class ReplayWire:
         self._lock = threading.Lock()
         self._waiting: dict[tuple[str, str], list[_Recorded]] = {}
         self._open: list[_ReplayTransport] = []
+        self._departure = _Departure()
         files = sorted(folder.glob("*.jsonl"))
         if not files:
             raise ConfigError(
@@ -203,16 +204,17 @@ class ReplayWire:
     def _take(self, kind: str, target: str) -> Transport:
         with self._lock:
             waiting = self._waiting.get((kind, target), [])
+            self._departure.check()
             if not waiting:
-                raise ProtocolError(
-                    f"{self._folder}: the recording holds no further {kind} connection to {target}", remedy=_REMEDY
+                raise self._departure.here(
+                    f"{self._folder}: the recording holds no further {kind} connection to {target}"
                 )
             recorded = waiting.pop(0)
             if recorded.refused is not None:
                 kinds = {"TransportTimeout": TransportTimeout, "TransportClosed": TransportClosed}
                 error = kinds.get(recorded.refused["error"], DeviceError)
                 raise error(recorded.refused["message"], remedy=recorded.refused["remedy"])
-            transport = _ReplayTransport(recorded)
+            transport = _ReplayTransport(recorded, self._departure)
             self._open.append(transport)
             return transport
 
@@ -220,11 +222,31 @@ class ReplayWire:
 _REMEDY = "the driver speaks differently than when this was recorded: find out why, or record anew"
 
 
+class _Departure:
+    """Where a driver first spoke differently, on whichever connection: what it does after that follows from it."""
+
+    def __init__(self) -> None:
+        self._message: str | None = None
+        self._lock = threading.Lock()
+
+    def here(self, message: str) -> ProtocolError:
+        """The error to raise; it tells the first departure, which this may be."""
+        with self._lock:
+            self._message = self._message or message
+            return ProtocolError(self._message, remedy=_REMEDY)
+
+    def check(self) -> None:
+        """Return while there was none."""
+        if self._message is not None:
+            raise ProtocolError(self._message, remedy=_REMEDY)
+
+
 class _ReplayTransport:
     """One connection, played back."""
 
-    def __init__(self, recorded: _Recorded) -> None:
+    def __init__(self, recorded: _Recorded, departure: _Departure) -> None:
         self._recorded = recorded
+        self._departure = departure
         self.description = f"replay of {recorded.name}"
         self._num_sent = 0
         self._next = 0
@@ -232,24 +254,21 @@ class _ReplayTransport:
         self._closed = False
 
     def send(self, *parts: Data) -> None:
-        if self._closed:
-            raise TransportClosed(f"{self.description}: closed here")
+        self._check_open()
         data = b"".join(parts)
         expected = bytes(self._recorded.sent[self._num_sent : self._num_sent + len(data)])
         if data != expected:
             same = next((i for i, (a, b) in enumerate(zip(data, expected, strict=False)) if a != b), len(expected))
             at = self._num_sent + same
             wanted = bytes(self._recorded.sent[at : at + _SHOWN])
-            raise ProtocolError(
+            raise self._departure.here(
                 f"{self._recorded.name}: byte {at} sent differs: expected "
-                f"{wanted or 'nothing more'!r}, got {data[same : same + _SHOWN]!r}",
-                remedy=_REMEDY,
+                f"{wanted or 'nothing more'!r}, got {data[same : same + _SHOWN]!r}"
             )
         self._num_sent += len(data)
 
     def receive(self, most: int, *, timeout_s: float) -> bytes:
-        if self._closed:
-            raise TransportClosed(f"{self.description}: closed here")
+        self._check_open()
         if not self._rest:
             self._rest = self._piece(timeout_s)
         data, self._rest = self._rest[:most], self._rest[most:]
@@ -291,11 +310,15 @@ class _ReplayTransport:
         waited = self._next > 0 and pieces[self._next - 1] == (self._num_sent, None)
         if waited:
             raise TransportTimeout(f"{self.description}: no answer within {timeout_s:g} s")
-        raise ProtocolError(
+        raise self._departure.here(
             f"{self._recorded.name}: after {self._num_sent} bytes sent the driver waits for an answer, "
-            + ("but the recording ends" if after is None else f"which came only after {after} bytes"),
-            remedy=_REMEDY,
+            + ("but the recording ends" if after is None else f"which came only after {after} bytes")
         )
+
+    def _check_open(self) -> None:
+        self._departure.check()
+        if self._closed:
+            raise TransportClosed(f"{self.description}: closed here")
 
 
 def _read(path: Path) -> tuple[tuple[str, str], _Recorded]:

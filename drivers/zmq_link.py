@@ -162,7 +162,9 @@ class ZmqLink:
         for node, packet in answers.items():
             if isinstance(packet.message, messages.Failed):
                 kind = _ERRORS.get(packet.message.error, DeviceError)
-                raise kind(f"{node}: {packet.message.message}", remedy=packet.message.remedy)
+                # drivers name the node themselves
+                text = packet.message.message.removeprefix(f"{node}: ")
+                raise kind(f"{node}: {text}", remedy=packet.message.remedy)
         return {node: answers[node] for node in requests if node in answers}
 
     def close(self) -> None:

@@ -30,3 +30,9 @@ def fedavg_run(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
 @pytest.fixture(scope="session")
 def ota_run(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
     return small_runs.run(small_runs.small("ota-fedavg"), tmp_path_factory.mktemp("ota"))
+
+
+@pytest.fixture(scope="session")
+def emulated_run(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    out = tmp_path_factory.mktemp("emulated")
+    return small_runs.run(small_runs.small("ota-fedavg"), out, backend="emulated", record_wire=True)

@@ -282,7 +282,7 @@ def test_a_real_bench_is_announced_before_it_is_opened(engine: Engine, call: Cal
     assert all(engine.asked[option] for option in ("yes_transmit", "record_wire", "steal_leases"))
     announced = err[: err.index("opening the bench")]
     assert "radiates: 2 transmitters of up to -10 dBm each, 2438 to 2442 MHz" in announced
-    assert "moves: 1 stages" in announced
+    assert "moves:    1 stage, homed first where needed" in announced
     assert "testbed stop desk" in announced
 
 

@@ -120,6 +120,25 @@ def test_a_replay_fails_at_the_first_differing_byte(folder: Path) -> None:
         transport.send(b"twe\n")
 
 
+def test_whatever_is_tried_after_a_departure_tells_the_first(tmp_path: Path) -> None:
+    recording = RecordingWire(tmp_path, Parrots())
+    for url in ("/dev/one", "/dev/two"):
+        transport = recording.serial(url, baud=115_200)
+        transport.send(b"a\n")
+        assert take(transport, 2) == b"A\n"
+        transport.close()
+    wire = ReplayWire(tmp_path)
+    one, two = (wire.serial(url, baud=115_200) for url in ("/dev/one", "/dev/two"))
+    for attempt in (
+        lambda: one.send(b"b\n"),
+        lambda: two.send(b"c\n"),
+        lambda: two.receive(1, timeout_s=1.0),
+        lambda: wire.serial("/dev/three", baud=115_200),
+    ):
+        with pytest.raises(ProtocolError, match=re.escape(r"dev-one.jsonl: byte 0 sent differs: expected b'a\n'")):
+            attempt()
+
+
 def test_a_replay_fails_where_more_is_sent(folder: Path) -> None:
     transport = ReplayWire(folder).tcp("radio", 30_431, connect_timeout_s=1.0)
     transport.send(b"one\n", b"two\n\x00\xff\n")
@@ -131,6 +150,7 @@ def test_no_answer_comes_before_its_question(folder: Path) -> None:
     transport = ReplayWire(folder).tcp("radio", 30_431, connect_timeout_s=1.0)
     with pytest.raises(ProtocolError, match="after 0 bytes sent .* came only after 4 bytes"):
         transport.receive(1, timeout_s=1.0)
+    transport = ReplayWire(folder).tcp("radio", 30_431, connect_timeout_s=1.0)
     transport.send(b"one\n")
     assert take(transport, 4) == b"ONE\n"
     transport.send(b"two\n\x00\xff\n")

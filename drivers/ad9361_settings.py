@@ -187,15 +187,16 @@ class Ad9361:
             client, phy = self._client, self.phy.identity
             if client.read(phy, "loopback", kind="DEBUG") != "0":
                 client.write(phy, "loopback", "0", kind="DEBUG")
-        if wanted.xo_correction is not None:
-            self._change("xo_correction", str(wanted.xo_correction))
+        # what was set by another crystal is set again, even where the figures that are shown agree
+        crystal_changed = wanted.xo_correction is not None and self._change("xo_correction", str(wanted.xo_correction))
         if not transmitting:
-            self._set_rate(wanted.sample_rate_hz)
+            self._set_rate(wanted.sample_rate_hz, again=crystal_changed)
         for channel, output in ((self._rx[0], False), (self._tx[0], True)):
             self._change("rf_bandwidth", str(wanted.bandwidth_hz), channel, output=output)
         for channel in (_RX_LO, _TX_LO):
             self._change("powerdown", "0", channel, output=True)
-            if abs(self._integer("frequency", channel, output=True) - wanted.frequency_hz) > _FREQUENCY_STEP_HZ:
+            off_hz = abs(self._integer("frequency", channel, output=True) - wanted.frequency_hz)
+            if crystal_changed or off_hz > _FREQUENCY_STEP_HZ:
                 self._write("frequency", str(wanted.frequency_hz), channel, output=True)
         for channel in self._rx:
             self._change("gain_control_mode", "manual", channel)
@@ -231,7 +232,7 @@ class Ad9361:
         """Switch the transmit synthesiser off."""
         self._write("powerdown", "1", _TX_LO, output=True)
 
-    def _set_rate(self, rate_hz: int) -> None:
+    def _set_rate(self, rate_hz: int, *, again: bool) -> None:
         """Below 2.083 MS/s the FIR filters have to be on, with our taps; above they are off."""
         filtered = self._text("voltage_filter_fir_en", "out") == "1"
         needed = rate_hz < LOWEST_RATE_WITHOUT_FIR_HZ
@@ -243,7 +244,7 @@ class Ad9361:
                 self._write("filter_fir_config", fir_config())
                 self._write("voltage_filter_fir_en", "1", "out")
                 self._fir_loaded = True
-        if abs(self._integer("sampling_frequency", self._rx[0]) - rate_hz) > RATE_STEP_HZ:
+        if again or abs(self._integer("sampling_frequency", self._rx[0]) - rate_hz) > RATE_STEP_HZ:
             self._write("sampling_frequency", str(rate_hz), self._rx[0])
         self._set_fpga_rate(self.receiver, self._integer("sampling_frequency", self._rx[0]), output=False)
         self._set_fpga_rate(
@@ -290,9 +291,12 @@ class Ad9361:
     def _write(self, attribute: str, value: str, channel: str | None = None, *, output: bool = False) -> None:
         self._client.write(self.phy.identity, attribute, value, channel=channel, output=output)
 
-    def _change(self, attribute: str, value: str, channel: str | None = None, *, output: bool = False) -> None:
-        if self._text(attribute, channel, output=output) != value:
-            self._write(attribute, value, channel, output=output)
+    def _change(self, attribute: str, value: str, channel: str | None = None, *, output: bool = False) -> bool:
+        """Write what differs; whether it did."""
+        if self._text(attribute, channel, output=output) == value:
+            return False
+        self._write(attribute, value, channel, output=output)
+        return True
 
     def _range(self, attribute: str, channel: str | None, *, output: bool) -> tuple[float, float]:
         """Ends of a range written [low step high]."""

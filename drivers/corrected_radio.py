@@ -10,6 +10,7 @@ from testbed.core.corrections import ReceiveCorrection, TransmitCorrection
 from testbed.core.devices import Capabilities, Radio
 from testbed.core.errors import ProtocolError
 from testbed.phy.corrections import equalised, predistorted
+from testbed.phy.reference import delayed
 
 
 class _Corrected:
@@ -57,16 +58,19 @@ class CorrectedTransmitter(_Corrected):
     def transmit(self, samples: np.ndarray, *, at_s: float, trigger_s: float | None = None) -> None:
         """Send one burst, earlier by the radio's delay and distorted so that it leaves undistorted.
 
-        A radio that a trigger starts cannot send before it; captures begin early enough where the bench file's
-        `radio.start_jitter_s` covers the delays.
+        Whole samples of the delay move the start, the rest moves the burst within its samples. A radio that a trigger
+        starts cannot send before it: `Devices.advance_s` lets captures begin early enough.
         """
         carrier_hz, rate_hz = self._tuned_hz
-        start_s = at_s - self._correction.delay_s
+        lag = self._correction.delay_s * rate_hz
+        start_s = at_s - round(lag) / rate_hz
         if trigger_s is not None:
             start_s = max(start_s, trigger_s)
         given = np.asarray(samples)
         if given.ndim == 1 and given.size and given.dtype == np.complex64:  # anything else the radio itself refuses
             given = predistorted(given, self._correction, at_s=at_s, carrier_hz=carrier_hz, sample_rate_hz=rate_hz)
+            moved, margin = delayed(given, round(lag) - lag)
+            given = moved[margin : margin + given.size]
         self._radio.transmit(given, at_s=start_s, trigger_s=trigger_s)
 
     def read(self, combiner: np.ndarray | None = None) -> np.ndarray:

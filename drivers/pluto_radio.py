@@ -154,7 +154,7 @@ class PlutoTransmitter:
             assert self._set is not None  # _check_state saw to it
             wanted = self._set
             if tx_gain is not None:
-                self._scale = self._scale.at(tx_gain)
+                self._scale = self._tuned_scale.at(tx_gain)
                 wanted = replace(wanted, tx_gain_db=self._scale.gain_db)
             if crystal_hz is not None:
                 wanted = replace(wanted, xo_correction=crystal_hz)

@@ -16,7 +16,7 @@ class TransmitCorrection(Spec):
     """Of one node's radio.
 
     Its burst starts `delay_s` late, its oscillator is off by `offset` (relative to the receiver's), and for s it sends
-    sqrt(power_error) (s + image conj(s)) + leak.
+    sqrt(power_error) (s + image conj(s) + leak).
     """
 
     offset: float = 0.0

@@ -219,6 +219,8 @@ class Devices:
         calibration_ids: profiles in use, for the same.
         start_delay_s: from an order to transmit to the first sample: time for the order to reach every node and for
             its burst to be ready.
+        advance_s: how much earlier than ordered some node starts, since its radio is known to be late; captures begin
+            as much earlier.
         notes: what whoever watches the run should know of these devices.
         shares_time: whether nodes have to know the controller's clock, since nothing else starts their bursts.
     """
@@ -233,4 +235,5 @@ class Devices:
     calibration_ids: tuple[str, ...] = ()
     start_delay_s: float = 1e-3
     shares_time: bool = False
+    advance_s: float = 0.0
     notes: tuple[str, ...] = ()

@@ -14,7 +14,7 @@ def predistorted(
 ) -> np.ndarray:
     """What a radio has to be given so that it radiates what was meant.
 
-    x = (t - kappa conj(t)) / (1 - |kappa|^2),   t = s exp(-j 2 pi f t_n) / sqrt(g) - leak / sqrt(g)
+    x = (t - kappa conj(t)) / (1 - |kappa|^2),   t = s exp(-j 2 pi f t_n) / sqrt(g) - leak
 
     The rotation is that of the run's time, so that phases hold from one burst to the next.
 
@@ -37,10 +37,10 @@ def predistorted(
         out *= _rotation(len(out), at_s, -correction.offset * carrier_hz, sample_rate_hz)
     gain = 1.0 / math.sqrt(correction.power_error)
     leak, image = complex(*correction.leak), complex(*correction.image)
-    if leak != 0:
-        out -= np.complex64(leak)
     if gain != 1.0:
         out *= np.float32(gain)
+    if leak != 0:
+        out -= np.complex64(leak)
     return _without_image(out, image)
 
 

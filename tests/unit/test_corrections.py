@@ -33,7 +33,7 @@ def test_a_predistorted_burst_leaves_an_imperfect_radio_as_it_was_meant() -> Non
     given = predistorted(meant, correction, at_s=at_s, carrier_hz=CARRIER_HZ, sample_rate_hz=RATE_HZ)
     radiated = given.copy()
     add_image(radiated, 1.0, image / np.conj(wanted))
-    radiated = np.sqrt(np.float32(power_error)) * radiated + np.complex64(leak)
+    radiated = np.sqrt(np.float32(power_error)) * (radiated + np.complex64(leak))
     radiated *= rotation(len(radiated), at_s=at_s, rate_hz=RATE_HZ, offset_hz=offset * CARRIER_HZ, drift_hz_s=0.0)
     assert np.max(np.abs(radiated - meant)) < 2e-5 * np.max(np.abs(meant))
     assert np.max(np.abs(given - meant)) > 0.05 * np.max(np.abs(meant)), "it corrects nothing"
@@ -105,11 +105,25 @@ def test_a_late_radio_sends_earlier_but_never_before_its_trigger() -> None:
     radio.transmit(SIGNAL, at_s=2.0, trigger_s=1.5)
     radio.transmit(SIGNAL, at_s=2.0, trigger_s=2.0)
     assert [at_s for _, at_s, _ in mirror.sent] == pytest.approx([2.0 - 1e-6, 2.0 - 1e-6, 2.0], abs=1e-12)
+    assert np.array_equal(mirror.sent[0][0], SIGNAL), "five whole samples move nothing within the burst"
     with pytest.raises(LimitError):
         radio.transmit(np.zeros((2, 3), np.complex64), at_s=2.0)
     radio.mute()
     radio.close()
     assert mirror.verbs == ["tune", "mute", "close"]
+
+
+def test_a_fraction_of_a_sample_moves_the_burst_within_its_samples() -> None:
+    mirror = Mirror()
+    radio = CorrectedTransmitter(mirror, TransmitCorrection(delay_s=1.3 / RATE_HZ))
+    radio.tune(frequency_hz=CARRIER_HZ, sample_rate_hz=RATE_HZ)
+    tone = (0.1 * np.exp(2j * np.pi * 0.1 * np.arange(2000))).astype(np.complex64)
+    radio.transmit(tone, at_s=2.0)
+    sent, at_s, _ = mirror.sent[0]
+    assert at_s == pytest.approx(2.0 - 1 / RATE_HZ, abs=1e-12)
+    # what leaves 1.3 samples late, begun one sample early, has to be ahead by 0.3 samples
+    ahead = np.angle(np.vdot(tone[200:-200], sent[200:-200])) / (2 * np.pi * 0.1)
+    assert ahead == pytest.approx(0.3, abs=1e-3)
 
 
 def test_a_corrected_receiver_combines_what_was_put_right() -> None:

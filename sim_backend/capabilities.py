@@ -52,6 +52,10 @@ def check_level(bench: BenchSpec) -> None:
             raise ConfigError(
                 'has no effect on symbols; level = "samples" is needed', key=f"world.impairments.{key}", remedy=remedy
             )
+    if bench.world.jammer_dbm is not None:
+        raise ConfigError(
+            'has no effect on symbols; level = "samples" is needed', key="world.jammer_dbm", remedy=remedy
+        )
     if impairments.agc == "block" and impairments.phase_flip_gain_db is not None:
         raise ConfigError(
             'depends on the power of samples with agc = "block"; level = "samples" is needed',

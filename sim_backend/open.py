@@ -14,6 +14,7 @@ from drivers.zmq_link import ZmqLink
 from sim_backend.air import AirHub, AirPort
 from sim_backend.capabilities import check_level
 from sim_backend.clock import VirtualClock
+from sim_backend.mechanics import check_still
 from sim_backend.meter import SimMeter
 from sim_backend.radio import SimReceiver, SimTransmitter
 from sim_backend.stage import SimStage
@@ -21,7 +22,6 @@ from sim_backend.world import World
 from testbed.core.bench import BenchSpec
 from testbed.core.devices import Devices
 from testbed.core.errors import ConfigError
-from testbed.core.frames import to_array
 from testbed.core.node_devices import NodeDevices
 
 
@@ -49,12 +49,13 @@ def open_bench(
         the controller's devices; where processes were started, every node is connected.
 
     Raises:
-        ConfigError: an antenna's home is beyond the end stops of its stage, or an impairment needs samples and the
-            waveform has none.
+        ConfigError: an antenna's home is beyond the end stops of its stage, an impairment needs samples and the
+            waveform has none, or stages shall ring or home.
         DeviceError: a node process ended early.
         LinkTimeout: a node did not connect.
     """
     check_level(bench)
+    check_still(bench)
     if record_wire is not None:
         raise ConfigError(
             "the simulated backend has no wires to record", key="--record-wire", remedy="use --backend emulated or lab"
@@ -123,16 +124,18 @@ def _open_stages(bench: BenchSpec, clock: VirtualClock) -> tuple[SimStage | None
     return tuple(
         None
         if antenna.stage is None
-        else SimStage(antenna.stage, region_m=bench.array.region_m, home_m=antenna.home_m, clock=clock)
+        else SimStage(
+            antenna.stage, region_m=bench.array.region_m, home_m=antenna.home_m, clock=clock, truth=bench.world.stages
+        )
         for antenna in bench.array.antennas
     )
 
 
 def _positions_m(bench: BenchSpec, stages: Sequence[SimStage | None]) -> np.ndarray:
-    """Where the antennas are, array frame, shape [num_antennas, 2]."""
+    """Where the antennas really are, array frame, shape [num_antennas, 2]."""
     return np.array(
         [
-            antenna.home_m if stage is None or antenna.stage is None else to_array(stage.position_m, antenna.stage)
+            antenna.home_m if stage is None else stage.array_m
             for stage, antenna in zip(stages, bench.array.antennas, strict=True)
         ],
         dtype=np.float64,

@@ -11,12 +11,15 @@ import numpy as np
 from sim_backend import superposition
 from sim_backend.air import AirHub, Burst
 from sim_backend.capabilities import check_level, radio_capabilities
+from sim_backend.jammer import add_jammer
+from sim_backend.level_error import LevelError
 from sim_backend.receive_chain import ReceiveChain
 from sim_backend.transmit_chain import subcarriers_hz
 from sim_backend.world import World
 from testbed.core.bench import BenchSpec
 from testbed.core.devices import Capabilities
 from testbed.core.errors import ConfigError, LimitError, ProtocolError, RadioFault
+from testbed.core.units import from_db
 
 _LEAD = 64  # taps of a channel before its first path: how far a delay of a fraction of a sample reaches back
 
@@ -45,6 +48,18 @@ class SimReceiver:
         self._positions_m = positions_m
         self._rate_hz = bench.waveform.elements_per_second(bench.sample_rate_hz)
         self._chain = ReceiveChain(bench.world.impairments, seed=seed)
+        self._bench, own = bench, bench.world.impairments
+        self._carrier_hz = bench.carrier_hz
+        # [num_antennas, 1]
+        self._levels = np.array(
+            [
+                [LevelError.of_antenna(bench, antenna, seed).amplitude(from_db(own.rx_gain_db))]
+                for antenna in range(len(bench.array.antennas))
+            ],
+            np.float32,
+        )
+        alike = bool(np.all(self._levels == 1.0)) and bench.world.jammer_dbm is None
+        self._linear = self._chain.linear and alike
         self._stale_s = bench.world.impairments.stale_samples / self._rate_hz
         self._window: tuple[float, int] | None = None
         self._capabilities = radio_capabilities(bench, num_antennas=len(bench.array.antennas), max_power_w=0.0)
@@ -61,6 +76,7 @@ class SimReceiver:
             LimitError: outside the allowed bands, or another sample rate than the bench's.
         """
         self._capabilities.check_tuning(frequency_hz=frequency_hz, sample_rate_hz=sample_rate_hz)
+        self._carrier_hz = frequency_hz
 
     def transmit(self, samples: np.ndarray, *, at_s: float, trigger_s: float | None = None) -> None:
         """Refused: this radio only listens.
@@ -110,8 +126,10 @@ class SimReceiver:
                     f"a combiner has {len(positions_m)} finite weights; shape {combiner.shape} was given"
                 )
         (at_s, num_samples), self._window = self._window, None
-        early = combiner if self._chain.linear else None
+        early = combiner if self._linear else None
         heard = self._hear(num_samples, at_s, positions_m, early)
+        if not self._linear:
+            heard *= self._levels
         self._chain.receive(heard)
         if combiner is None or early is not None:
             return heard
@@ -137,6 +155,8 @@ class SimReceiver:
         for stretch in stretches:
             begin_s = at_s + stretch.source / self._rate_hz
             part = self._noise((len(positions_m), stretch.stop - stretch.start), begin_s, combiner)
+            if combiner is None:
+                add_jammer(part, self._bench, at_s=begin_s, carrier_hz=self._carrier_hz, rate_hz=self._sample_rate_hz)
             if bursts:
                 self._superpose(part, bursts, positions_m, begin_s, combiner)
             if whole:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from sim_backend.clock import VirtualClock
+from sim_backend.mechanics import Mechanics
 from testbed.core.bench import Interval, StageSpec
 from testbed.core.errors import ConfigError, LimitError
 from testbed.core.frames import end_stops_m, to_stage
 from testbed.core.motion import travel_time_s
 from testbed.core.orders import Spent
+from testbed.core.world_specs import StageTruthSpec
 
 _TOLERANCE_M = 1e-9
 
@@ -22,18 +24,27 @@ class SimStage:
         region_m: where antennas may be, array frame; the end stops if the stage names none.
         home_m: where the antenna stands at the start, array frame.
         clock: passes while the stage moves.
+        truth: how the antenna departs from what the stage counts; it does not by default.
 
     Raises:
         ConfigError: the antenna's home lies beyond the end stops.
     """
 
     def __init__(
-        self, spec: StageSpec, *, region_m: tuple[Interval, Interval], home_m: tuple[float, float], clock: VirtualClock
+        self,
+        spec: StageSpec,
+        *,
+        region_m: tuple[Interval, Interval],
+        home_m: tuple[float, float],
+        clock: VirtualClock,
+        truth: StageTruthSpec | None = None,
     ) -> None:
         self._spec = spec
         self._clock = clock
         self._stops_m = end_stops_m(spec, region_m)
         self._position_m = to_stage(np.array(home_m), spec)
+        self._mechanics = Mechanics(truth or StageTruthSpec(), spec)
+        self._mechanics.follow(self._position_m)
         if (beyond := self._beyond(self._position_m)) is not None:
             raise ConfigError(
                 f"the antenna's home is beyond its stage's end stops: {beyond}",
@@ -45,6 +56,11 @@ class SimStage:
     def position_m(self) -> np.ndarray:
         """Where the antenna is, stage frame, shape [2]."""
         return self._position_m.copy()
+
+    @property
+    def array_m(self) -> np.ndarray:
+        """Where the antenna really is, array frame, shape [2]."""
+        return self._mechanics.array_m()
 
     def duration_s(self, position_m: np.ndarray) -> float:
         """Seconds that `move_to` would take from here, settling included; 0 if the antenna is there already.
@@ -81,6 +97,7 @@ class SimStage:
         joules = self._spec.power_w * self._moving_s(way_m)
         self._clock.wait_until(self._clock.now_s() + seconds)
         self._position_m = target_m
+        self._mechanics.follow(target_m)
         return Spent(seconds, joules, 0.0, way_m)
 
     def stop(self) -> None:

@@ -69,9 +69,10 @@ class TransmitChain:
         node_index: of the node on the bench.
         seed: of the run.
         max_power_w: the node's highest average power, to which converter and leak refer.
+        level: amplitude of what leaves the converter over what was ordered.
     """
 
-    def __init__(self, bench: BenchSpec, *, node_index: int, seed: int, max_power_w: float) -> None:
+    def __init__(self, bench: BenchSpec, *, node_index: int, seed: int, max_power_w: float, level: float = 1.0) -> None:
         self._impairments = bench.world.impairments
         self._waveform: WaveformSpec = bench.waveform
         self._jitter_s = bench.radio.start_jitter_s
@@ -85,8 +86,10 @@ class TransmitChain:
         self._wanted, self._image = transmit_imbalance(
             math.sqrt(from_db(own.tx_iq_gain_db)), math.radians(own.tx_iq_phase_deg)
         )
+        self._level = np.float32(level)
         self._shapes = (
             own.dac_bits is not None
+            or level != 1.0
             or self._image != 0
             or own.tx_dc_db is not None
             or own.fir_loss_db > 0
@@ -257,6 +260,8 @@ class TransmitChain:
         own = self._impairments
         if own.dac_bits is not None:
             quantise(chunk, self._full_scale, own.dac_bits)
+        if self._level != 1.0:
+            chunk *= self._level
         if self._image != 0:
             add_image(chunk, self._wanted, self._image)
         if self._leak != 0:

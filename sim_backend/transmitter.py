@@ -7,6 +7,7 @@ import numpy as np
 from sim_backend.air import AirPort
 from sim_backend.beacon import Beacon
 from sim_backend.capabilities import check_level, radio_capabilities
+from sim_backend.level_error import LevelError
 from sim_backend.transmit_chain import TransmitChain
 from testbed.core.bench import BenchSpec
 from testbed.core.devices import Capabilities
@@ -36,7 +37,8 @@ class SimTransmitter:
         self._waveform = bench.waveform
         limit_w = min(dbm_to_w(board.max_power_dbm), dbm_to_w(bench.limits.max_power_dbm))
         self._capabilities = radio_capabilities(bench, num_antennas=0, max_power_w=limit_w)
-        self._chain = TransmitChain(bench, node_index=index, seed=seed, max_power_w=limit_w)
+        level = LevelError.of_node(bench, index, seed).amplitude(1.0)
+        self._chain = TransmitChain(bench, node_index=index, seed=seed, max_power_w=limit_w, level=level)
         self._beacon = (
             Beacon(bench, node=node, node_index=index, offset=self._chain.crystal.offset, seed=seed)
             if bench.radio.trigger == "beacon"

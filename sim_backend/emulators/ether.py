@@ -18,10 +18,12 @@ from sim_backend.emulators.propagation import Arrival, Propagation
 from sim_backend.emulators.station import Receiving, Station
 from sim_backend.emulators.timebase import Timebase
 from sim_backend.impairments import stream
+from sim_backend.jammer import add_jammer
+from sim_backend.level_error import LevelError
 from sim_backend.receive_chain import ReceiveChain
 from sim_backend.world import World
 from testbed.core.bench import BenchSpec
-from testbed.core.units import dbm_to_w, w_to_dbm
+from testbed.core.units import dbm_to_w, from_db, w_to_dbm
 
 _CHUNK = 8192
 _BACKOFF_DB = 12.0  # of an automatic gain, below full scale
@@ -71,6 +73,8 @@ class Ether:
         self._wanting: tuple[Wanting, ...] = ()
         # positions of fixed antennas never change: the converters' effects depend on gain alone
         self._chains: dict[float, ReceiveChain] = {}
+        antennas = range(len(bench.array.antennas))
+        self._levels = [LevelError.of_antenna(bench, antenna, seed) for antenna in antennas]
 
     def add(self, station: Station, wanting: Wanting) -> None:
         """Let a radio hear and be heard.
@@ -136,6 +140,7 @@ class Ether:
     def _hear(self, station: Station, window: Window, channels: Sequence[int], state: Receiving) -> np.ndarray:
         """What arrives at the ports, shape [len(channels), window.count], complex64."""
         heard = self._noise(station, window, channels)
+        add_jammer(heard, self.bench, at_s=window.start_s, carrier_hz=state.lo_hz, rate_hz=window.rate_hz)
         margin = self._propagation.margin
         arrivals = [
             Arrival(sounding, source)
@@ -183,6 +188,8 @@ class Ether:
             if state.automatic[channel]:
                 gain_db = _automatic_gain_db(power_w, station.rx_full_scale_dbm)
             station.heard(channel, power_w=power_w, gain_db=gain_db)
+            if station.node is None and channel < len(station.antennas):
+                row *= np.float32(self._levels[station.antennas[channel]].amplitude(from_db(gain_db)))
             self._chain(gain_db).receive(row[None])
             scale = FULL_SCALE_RX * state.fir_gain / math.sqrt(dbm_to_w(station.rx_full_scale_dbm - gain_db))
             branches, out = row.view(np.float32), codes[:, 2 * column : 2 * column + 2]

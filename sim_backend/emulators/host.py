@@ -174,9 +174,15 @@ class Emulators:
         stages: dict[int, VirtualStage] = {}
         for index, antenna in enumerate(self._bench.array.antennas):
             if antenna.stage is not None:
-                region_m = self._bench.array.region_m
                 stage = VirtualStage(
-                    index, antenna.stage, region_m=region_m, timebase=self.timebase, seed=seed, host=host, links=links
+                    index,
+                    antenna.stage,
+                    region_m=self._bench.array.region_m,
+                    timebase=self.timebase,
+                    seed=seed,
+                    host=host,
+                    links=links,
+                    truth=self._bench.world.stages,
                 )
                 opened.callback(stage.close)
                 stages[index] = stage

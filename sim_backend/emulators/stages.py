@@ -14,9 +14,11 @@ from sim_backend.emulators.grbl_port import GrblPort
 from sim_backend.emulators.grbl_settings import Eeprom
 from sim_backend.emulators.timebase import Timebase
 from sim_backend.impairments import stream
+from sim_backend.mechanics import Mechanics
 from testbed.core.bench import Interval, StageSpec
 from testbed.core.errors import ConfigError
-from testbed.core.frames import end_stops_m, to_array
+from testbed.core.frames import end_stops_m
+from testbed.core.world_specs import StageTruthSpec
 
 PULL_OFF_M = 1e-3
 """Where homing ends, below the switch at machine coordinate 0."""
@@ -37,6 +39,7 @@ class VirtualStage:
         seed: of the place where the carriage stands when the power comes on.
         host: where its TCP port listens.
         links: folder that gets a link to its serial port.
+        truth: how the antenna departs from what the controller counts; it does not by default.
 
     Raises:
         ConfigError: its end stops lie beyond the controller's limit switches.
@@ -52,10 +55,11 @@ class VirtualStage:
         seed: int,
         host: str,
         links: Path | None,
+        truth: StageTruthSpec | None = None,
     ) -> None:
         self.name = f"stage-{index}"
         self.faults = FaultPlan(STAGE_FAULTS)
-        self._spec, self._timebase = spec, timebase
+        self._timebase = timebase
         self._axes = ["xyz".index(axis) for axis in spec.device.axes]
         # [axis, (low, high)], stage frame
         stops_m = end_stops_m(spec, region_m)[: len(self._axes)]
@@ -89,6 +93,19 @@ class VirtualStage:
             faults=self.faults,
             host=host,
         )
+        self._mechanics = Mechanics(truth or StageTruthSpec(), spec, seed=seed, index=index)
+        timebase.add(self)
+
+    def settle(self, now_s: float) -> None:
+        """See `timebase.Listener`: the antenna follows the motors."""
+        with self._timebase.lock:
+            motors_m = np.zeros(2)
+            motors_m[: len(self._axes)] = np.asarray(self.port.position_m)[self._axes] - self._zero_m
+            self._mechanics.follow(motors_m, now_s, moves=self.moving, homes=self.port.state == "Home")
+
+    def next_event_s(self, now_s: float) -> float | None:
+        """See `timebase.Listener`: when to look at a vibrating antenna again."""
+        return self._mechanics.next_look_s(now_s)
 
     @property
     def moving(self) -> bool:
@@ -97,15 +114,19 @@ class VirtualStage:
 
     @property
     def position_m(self) -> np.ndarray:
-        """Where the carriage really is, stage frame, shape [2]; the second coordinate of a rail is 0."""
-        position_m = np.zeros(2)
-        position_m[: len(self._axes)] = np.asarray(self.port.position_m)[self._axes] - self._zero_m
-        return position_m
+        """Where the antenna really is, stage frame, shape [2]; the second coordinate of a rail is 0."""
+        with self._timebase.lock:
+            now_s = self._timebase.now_s()
+            self.settle(now_s)
+            return self._mechanics.stage_m(now_s)
 
     @property
     def array_m(self) -> np.ndarray:
         """Where the antenna really is, array frame, shape [2]."""
-        return to_array(self.position_m, self._spec)
+        with self._timebase.lock:
+            now_s = self._timebase.now_s()
+            self.settle(now_s)
+            return self._mechanics.array_m(now_s)
 
     @property
     def addresses(self) -> dict[str, str | None]:
@@ -125,6 +146,7 @@ class VirtualStage:
 
     def close(self) -> None:
         """Let go of its ports; may be repeated."""
+        self._timebase.remove(self)
         self.port.close()
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from drivers.pluto_port import FULL_SCALE_TX
 from sim_backend.emulators.converters import Tone
 from sim_backend.emulators.history import Window
+from sim_backend.level_error import LevelError
 from sim_backend.transmit_chain import TransmitChain
 from testbed.core.bench import BenchSpec
 from testbed.core.units import dbm_to_w, from_db
@@ -32,6 +33,7 @@ class TransmitPath:
         chain: all that the radio does to its signal.
         shape: the part of it that does not depend on time.
         carrier_hz: to which the oscillator's offset refers.
+        level: what its gain is off.
     """
 
     def __init__(
@@ -41,9 +43,10 @@ class TransmitPath:
         chain: TransmitChain | None = None,
         shape: TransmitChain | None = None,
         carrier_hz: float = 0.0,
+        level: LevelError | None = None,
     ) -> None:
         self.full_scale_w = dbm_to_w(full_scale_dbm)
-        self._chain, self._shape = chain, shape
+        self._chain, self._shape, self._level = chain, shape, level
         self.offset_hz = chain.crystal.offset * carrier_hz if chain else 0.0
         """Of the oscillator, at time 0."""
         self.drift_hz_s = chain.crystal.drift_s * carrier_hz if chain else 0.0
@@ -77,11 +80,12 @@ class TransmitPath:
             chain=TransmitChain(everything, node_index=index, seed=seed, max_power_w=limit_w),
             shape=TransmitChain(timeless, node_index=index, seed=seed, max_power_w=limit_w),
             carrier_hz=bench.carrier_hz,
+            level=LevelError.of_node(bench, index, seed),
         )
 
     def amplitude(self, gain_db: float) -> float:
         """Square-root watts that a full-scale code radiates at this gain."""
-        return math.sqrt(self.full_scale_w * from_db(gain_db))
+        return math.sqrt(self.power_w(1.0, gain_db))
 
     def burst(self, codes: np.ndarray, gain_db: float, at_s: float, num_tunings: int) -> tuple[np.ndarray, float]:
         """One burst, all effects included.
@@ -116,7 +120,9 @@ class TransmitPath:
 
     def power_w(self, mean_square: float, gain_db: float) -> float:
         """Radiated power of codes with this mean square, relative to full scale squared."""
-        return mean_square * self.full_scale_w * from_db(gain_db)
+        gain = from_db(gain_db)
+        error = 1.0 if self._level is None else self._level.ratio(gain)
+        return mean_square * self.full_scale_w * gain * error
 
     def _converted(self, codes: np.ndarray, gain_db: float) -> np.ndarray:
         samples = ((codes >> _UNUSED_BITS) << _UNUSED_BITS).astype(np.float32).view(np.complex64)[:, 0]

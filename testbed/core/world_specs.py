@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from testbed.core.specs import Spec
 
 Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
 
 
 class ImpairmentsSpec(Spec):
@@ -35,6 +36,12 @@ class ImpairmentsSpec(Spec):
     pa_saturation_dbm: float | None = Field(None, description="output power that the amplifier cannot exceed (Rapp)")
     pa_smoothness: Positive = Field(3.0, description="Rapp's exponent p")
     fir_loss_db: float = Field(0.0, ge=0, description="transmit power lost to the interpolation filter's gain step")
+    tx_gain_error_db: float = Field(
+        0.0, ge=0, description="standard deviation of what each transmitter's gain is off, smooth over its settings"
+    )
+    rx_gain_error_db: float = Field(
+        0.0, ge=0, description="standard deviation of what each antenna's gain is off, smooth over its settings"
+    )
     rx_iq_gain_db: float = Field(0.0, description="gain of the receiver's Q branch over I")
     rx_iq_phase_deg: float = Field(0.0, description="angle missing between the receiver's I and Q branches")
     rx_dc_dbm: float | None = Field(None, description="receiver's DC offset, as power at the antenna port")
@@ -50,6 +57,28 @@ class ImpairmentsSpec(Spec):
     stale_samples: int = Field(0, ge=0, description="samples from before a capture that buffers still deliver first")
     dropped_buffers: float = Field(0.0, ge=0, lt=1, description="probability that a receive buffer is lost")
     buffer_samples: int = Field(16384, ge=64, description="length of a receive buffer")
+
+
+class StageTruthSpec(Spec):
+    """How the simulated stages' antennas depart from what the controllers count. Everything is off by default.
+
+    Antenna = origin + R(rotation) (scale * (carriage + homing error) + vibration), in the array frame; the carriage
+    follows the motor with the screws' play between them.
+    """
+
+    backlash_m: tuple[NotNegative, NotNegative] = Field(
+        (0.0, 0.0), description="play of the two axes' screws; carriages that were pushed from above stay so far above"
+    )
+    scale: Positive = Field(1.0, description="true metres in a metre that the controllers count, from the frame's zero")
+    homing_std_m: float = Field(
+        0.0, ge=0, description="standard deviation of each axis' place after a homing; emulated only"
+    )
+    ring_m: float = Field(
+        0.0, ge=0, description="amplitude of the vibration along the way at the arrival; emulated only"
+    )
+    ring_s: Positive = Field(0.05, description="time in which the vibration falls to 1/e")
+    ring_hz: Positive = Field(40.0, description="frequency of the vibration")
+    rotation_deg: float = Field(0.0, description="of the stages in the array frame, beyond what their tables say")
 
 
 class WorldSpec(Spec):
@@ -87,7 +116,10 @@ class WorldSpec(Spec):
     )
     noise_figure_db: float = Field(7.0, ge=0)
     temperature_k: float = Field(290.0, ge=0, description="0 gives a noiseless receiver")
+    jammer_dbm: float | None = Field(None, description="power of a steady carrier that every antenna receives")
+    jammer_hz: Positive | None = Field(None, description="its frequency; the bench's carrier by default")
     impairments: ImpairmentsSpec = ImpairmentsSpec()
+    stages: StageTruthSpec = StageTruthSpec()
 
     @model_validator(mode="after")
     def _complete(self) -> WorldSpec:

@@ -109,6 +109,10 @@ class Worker:
                 self._say(request, messages.Done, {})
             case messages.EvaluateTask():
                 self._evaluate(request)
+            case messages.MeasureGradients():
+                self._measure_gradients(request, packet.arrays)
+            case messages.MeasureStates():
+                self._measure_states(request)
             case (
                 messages.Hello()
                 | messages.Ready()
@@ -120,6 +124,8 @@ class Worker:
                 | messages.Residual()
                 | messages.ClockRead()
                 | messages.EvaluateDone()
+                | messages.Gradients()
+                | messages.States()
                 | messages.Progress()
                 | messages.Failed()
                 | messages.Welcome()
@@ -233,10 +239,6 @@ class Worker:
 
     def _train(self, request: messages.TrainTask) -> None:
         node, trainer = self._node(request.node), self._trained()
-
-        def progress(fraction: float) -> None:
-            self.say(messages.Progress(node=request.node, activity="training", fraction=fraction), {})
-
         node.devices.meter.begin(request.cpu_hz)
         outcome = trainer.train(
             request.node,
@@ -244,7 +246,7 @@ class Worker:
             node.adapter,
             local_steps=request.local_steps,
             batch_size=request.batch_size,
-            progress=progress,
+            progress=self._report(request.node, "training"),
             should_stop=self.should_stop,
         )
         spent = node.devices.meter.end(num_tokens=outcome.num_tokens, cpu_hz=request.cpu_hz)
@@ -298,3 +300,42 @@ class Worker:
                 "num_rows": sums.num_rows,
             },
         )
+
+    def _measure_gradients(self, request: messages.MeasureGradients, arrays: Mapping[str, np.ndarray]) -> None:
+        from nodes.measures import Measures
+
+        missing = [name for name in ("points", "rows") if name not in arrays]
+        if missing:
+            raise ProtocolError(f"a request to measure gradients came without {' and '.join(missing)}")
+        found = Measures(self._trained()).gradients(
+            request.node,
+            arrays["points"],
+            arrays["rows"],
+            blocks=request.blocks,
+            direction=arrays.get("direction"),
+            progress=self._report(request.node, "measuring gradients"),
+            should_stop=self.should_stop,
+        )
+        self._say(request, messages.Gradients, {}, vars(found))
+
+    def _measure_states(self, request: messages.MeasureStates) -> None:
+        from nodes.measures import Measures
+
+        report = self._report(request.node, "reading the pre-training text" if request.pretraining else "measuring")
+        # reading the built-in text takes a minute, in which nothing else is heard of this node
+        report(0.0)
+        measures, rng = Measures(self._trained()), np.random.default_rng(request.seed)
+        rows = (
+            measures.pretraining_rows(request.source, request.count, rng)
+            if request.pretraining
+            else measures.own_rows(request.node, request.count, rng)
+        )
+        self._say(request, messages.States, {}, {"states": measures.states(rows, progress=report)})
+
+    def _report(self, name: str, activity: str) -> Callable[[float], None]:
+        """Says how far a task of a node is."""
+
+        def report(fraction: float) -> None:
+            self.say(messages.Progress(node=name, activity=activity, fraction=fraction), {})
+
+        return report

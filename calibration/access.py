@@ -16,6 +16,7 @@ from testbed.core.errors import ConfigError, DeviceError
 from testbed.core.frames import to_array, to_stage
 from testbed.core.messages import Message
 from testbed.core.orders import Spent
+from testbed.engine.shared_time import share_time
 
 _GUARD_SIGMAS = 6.0
 _NO_BURSTS: Mapping[str, np.ndarray] = {}
@@ -76,6 +77,7 @@ class Access:
                 for name in bench.node_names
             }
         )
+        share_time(devices, bench.node_names, timeout_s=bench.link.answer_timeout_s)
         self.serials = {**devices.serials}
         for name, answer in answers.items():
             if isinstance(answer, messages.Opened):

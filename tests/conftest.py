@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,9 @@ for variable in (*SCREEN, "GITHUB_ACTIONS", "TESTBED_DEBUG"):
     os.environ.pop(variable, None)
 os.environ["NO_COLOR"] = "1"
 os.environ["TERM"] = "dumb"
+# who holds a bench, and what was measured of one, is no matter of the user's own benches
+for variable in ("TESTBED_LEASES", "TESTBED_CALIBRATIONS"):
+    os.environ[variable] = tempfile.mkdtemp(prefix="testbed-tests-")
 # one thread in each process: what is computed then depends on no core count, and processes do not fight for cores
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[variable] = "1"

@@ -41,8 +41,9 @@ class Air:
 
     @property
     def guard(self) -> int:
-        """Elements that a capture begins early and ends late: six standard deviations of a burst's start."""
-        return math.ceil(_GUARD_SIGMAS * self.bench.start_std_s * self.rate_hz)
+        """Elements that a capture begins early and ends late: six standard deviations of a burst's start, and the head
+        start of radios that are known to be late."""
+        return math.ceil((_GUARD_SIGMAS * self.bench.start_std_s + self.devices.advance_s) * self.rate_hz)
 
     @property
     def shared_clock(self) -> bool:

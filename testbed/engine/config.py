@@ -65,6 +65,10 @@ class ExperimentSpec(Spec):
     training: TrainingSpec = Field(default=TrainingSpec(), description="local training of one round")
     scheme: SchemeSpec = Field(description="the scheme and its parameters", examples=[{"name": "ota-fedavg"}])
     budget: BudgetSpec = Field(default=BudgetSpec(), description="when to end early")
+    calibrations: tuple[str, ...] = Field(
+        (), description="calibrations whose profiles the run uses: carrier, timing, iq, gain; docs/calibration.md"
+    )
+    auto_calibrate: bool = Field(False, description="make those profiles anew that are absent, stale or do not match")
     audit: bool = Field(
         True, description="nodes also report their true update over the control link, so that the error is measured"
     )

@@ -16,10 +16,10 @@ from testbed.core.messages import Packet
 from testbed.core.orders import Payload
 from testbed.core.specs import JobSpec
 from testbed.engine.observe import Observer
+from testbed.engine.shared_time import share_time
 
 Answer = TypeVar("Answer", bound=messages.Request)
 _NO_ARRAYS: Mapping[str, np.ndarray] = {}
-_EXCHANGES = 8
 _KEEPS_TIME_S = 10.0
 """Two crystals of 20 ppm are 0.4 ms apart by then."""
 _NO_REQUEST_ARRAYS: Mapping[str, Mapping[str, np.ndarray]] = {}
@@ -153,29 +153,10 @@ class Crew:
             self._behind = behind - set(self._hand_over(tuple(sorted(behind)), self._published))
 
     def share_time(self, names: Iterable[str]) -> None:
-        """Tell nodes the controller's time where their bursts start by it.
-
-        offset = (asked + answered) / 2 - read,   of the exchange with the shortest round trip, which bounds its error
-        """
-        devices = self.devices
-        if not devices.shares_time:
-            return
-        timeout_s = self.bench.link.answer_timeout_s
-        for name in names:
-            exchanges: list[tuple[float, float]] = []
-            for _ in range(_EXCHANGES):
-                asked_s = devices.clock.now_s()
-                answers = devices.link.ask({name: (messages.ReadClock(node=name), _NO_ARRAYS)}, timeout_s=timeout_s)
-                trip_s = devices.clock.now_s() - asked_s
-                if name in answers:
-                    read_s = _expect(answers[name], messages.ClockRead).at_s
-                    exchanges.append((trip_s, asked_s + trip_s / 2 - read_s))
-            if exchanges:
-                offset_s = min(exchanges)[1]
-                devices.link.ask(
-                    {name: (messages.SetClock(node=name, offset_s=offset_s), _NO_ARRAYS)}, timeout_s=timeout_s
-                )
-        self._time_shared_s = devices.clock.now_s()
+        """Tell nodes the controller's time where their bursts start by it."""
+        share_time(self.devices, names, timeout_s=self.bench.link.answer_timeout_s)
+        if self.devices.shares_time:
+            self._time_shared_s = self.devices.clock.now_s()
 
     def keep_time(self) -> None:
         """`share_time` again where crystals may have drifted apart since."""

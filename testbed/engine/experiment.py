@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from testbed.core.adapter import Adapter
-from testbed.core.backends import CAPTURE, PLAYBACK, resolve
 from testbed.core.backends import backend as backend_of
 from testbed.core.bench import BenchSpec
 from testbed.core.devices import Devices
@@ -26,8 +25,9 @@ from testbed.engine.config import ExperimentSpec, build_scheme, config_sha256
 from testbed.engine.consent import check_consent
 from testbed.engine.crew import Crew
 from testbed.engine.limits import check_needs, claimed_capabilities
-from testbed.engine.live import Live, antenna_positions_m
+from testbed.engine.live import Live
 from testbed.engine.observe import Observer
+from testbed.engine.opening import Opening, corrections_of
 from testbed.engine.perform import Answerer, Replay, perform
 from testbed.engine.provenance import commit, versions
 from testbed.engine.recorder import FORMAT, Recorder, Step, create_folder, read_json, read_rows, read_steps, write_json
@@ -164,15 +164,15 @@ def run_experiment(
         "capture": capture,
         "playback": None if playback is None else str(playback.resolve()),
         "record_wire": record_wire,
+        "corrections": corrections_of(experiment, bench, backend, yes_transmit),
         "experiment": experiment.model_dump(mode="json"),
         "bench": bench.model_dump(mode="json"),
         "versions": versions(),
         "commit": commit(),
     }
     write_json(folder / "start.json", start)
-    swap = _swap(folder, bench, start)
-    opening = _opening(folder, bench, start, node_processes, steal_leases, experiment.seed)
-    return _live(folder, experiment, scheme, bench, backend, opening, observer or Observer(), None, swap)
+    opening = Opening(folder, bench, start, experiment.seed, node_processes, steal_leases)
+    return _live(folder, experiment, scheme, bench, opening, observer or Observer(), None)
 
 
 def resume_experiment(
@@ -198,9 +198,8 @@ def resume_experiment(
     steps = [step for step in read_steps(folder) if step.round_index <= last]
     backend = start["backend"]
     check_consent(backend, yes_transmit)
-    done, swap = (last, steps), _swap(folder, bench, start)
-    opening = _opening(folder, bench, start, node_processes, steal_leases, experiment.seed)
-    return _live(folder, experiment, scheme, bench, backend, opening, observer or Observer(), done, swap)
+    opening = Opening(folder, bench, start, experiment.seed, node_processes, steal_leases)
+    return _live(folder, experiment, scheme, bench, opening, observer or Observer(), (last, steps))
 
 
 def replay_experiment(folder: Path, observer: Observer | None = None) -> RunResult:
@@ -242,13 +241,11 @@ def _live(
     experiment: ExperimentSpec,
     scheme: Scheme[Any],
     bench: BenchSpec,
-    backend: str,
-    open_bench: Callable[[str], Devices],
+    opening: Opening,
     observer: Observer,
     done: tuple[int, list[Step]] | None,
-    swap: Callable[[Devices], Devices],
 ) -> RunResult:
-    facts = _facts(experiment, bench, backend)
+    facts = _facts(experiment, bench, opening.backend)
     devices: Devices | None = None
     recorder: Recorder | None = None
     play: _Play | None = None
@@ -257,14 +254,14 @@ def _live(
     try:
         with signals_interrupt():
             observer.phase("opening the bench")
-            devices = swap(open_bench(backend))
+            devices = opening.devices()
             for note in devices.notes:
                 observer.warning(note)
             check_needs(experiment.scheme.name, scheme.needs, devices.radio.capabilities, bench)
-            crew = Crew(devices, bench, backend, _job(experiment, bench), observer)
+            crew = Crew(devices, bench, opening.backend, _job(experiment, bench), observer)
             live = Live(devices, bench, crew, experiment.audit)
             adapter, fleet = live.prepare()
-            write_json(folder / "devices.json", _device_facts(devices, crew))
+            opening.ready(devices, crew.serials)
             play = _Play(experiment, scheme, adapter, fleet, observer)
             observer.run_started(folder, experiment.rounds)
             first = 0
@@ -327,30 +324,6 @@ def _catch_up(folder: Path, play: _Play, live: Live, last: int, steps: list[Step
     return Recorder(folder, keep_steps=len(steps), keep_rounds=last + 1)
 
 
-def _opening(
-    folder: Path,
-    bench: BenchSpec,
-    start: Mapping[str, Any],
-    node_processes: int | None,
-    steal_leases: bool,
-    seed: int,
-) -> Callable[[str], Devices]:
-    """Opens the bench's devices by the backend of that name."""
-
-    def open_bench(backend: str) -> Devices:
-        devices: Devices = resolve(backend_of(backend).bench)(
-            bench,
-            seed=seed,
-            folder=folder,
-            node_processes=node_processes,
-            record_wire=folder / "wire" if start.get("record_wire") else None,
-            steal_leases=steal_leases,
-        )
-        return devices
-
-    return open_bench
-
-
 def _job(experiment: ExperimentSpec, bench: BenchSpec) -> JobSpec:
     return JobSpec(
         seed=experiment.seed,
@@ -360,39 +333,6 @@ def _job(experiment: ExperimentSpec, bench: BenchSpec) -> JobSpec:
         data=experiment.data,
         training=experiment.training,
     )
-
-
-def _swap(folder: Path, bench: BenchSpec, start: Mapping[str, Any]) -> Callable[[Devices], Devices]:
-    """Gives the devices a receiver that plays recordings, or one that makes them, as `start.json` says."""
-
-    def swap(devices: Devices) -> Devices:
-        radio = devices.radio
-        if start.get("playback") is not None:
-            radio = resolve(PLAYBACK)(Path(start["playback"]))
-        if start.get("capture"):
-
-            def facts() -> dict[str, Any]:
-                return {
-                    "bench": bench.name,
-                    "serials": dict(devices.serials),
-                    "calibration_ids": list(devices.calibration_ids),
-                    "positions_m": antenna_positions_m(devices, bench).tolist(),
-                }
-
-            radio = resolve(CAPTURE)(radio, folder / "captures", facts=facts, waveform=bench.waveform)
-        return replace(devices, radio=radio)
-
-    return swap
-
-
-def _device_facts(devices: Devices, crew: Crew) -> dict[str, Any]:
-    """Which devices answered, and what they claim."""
-    return {
-        "serials": {**devices.serials, **crew.serials},
-        "calibration_ids": list(devices.calibration_ids),
-        "receiver": asdict(devices.radio.capabilities),
-        "notes": list(devices.notes),
-    }
 
 
 def _facts(experiment: ExperimentSpec, bench: BenchSpec, backend: str) -> dict[str, Any]:

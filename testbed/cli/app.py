@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import typer
 
-from testbed.cli import benches, catalogue, runs
+from testbed.cli import benches, calibrate, catalogue, runs
 from testbed.cli.failures import fail, interrupted
 
 EXIT_CODES = {
@@ -16,7 +16,7 @@ EXIT_CODES = {
     1: "unexpected error",
     2: "configuration or usage: mend the file or the command line",
     3: "limit: an order was refused, nothing moved",
-    4: "device: mend the bench",
+    4: "device, or a calibration that failed: mend the bench",
     5: "protocol: mend the code, or install one version everywhere",
     6: "replay departed from the record",
     130: "interrupted by Ctrl-C",
@@ -39,6 +39,7 @@ for function in (runs.run, runs.dry, runs.replay, runs.resume, runs.show):
     app.command()(function)
 for name, command in {**benches.COMMANDS, **catalogue.COMMANDS}.items():
     app.command(name)(command)
+app.add_typer(calibrate.app, name="calibrate")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

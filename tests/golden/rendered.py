@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from testbed.cli.app import EXIT_CODES, app
 from testbed.core.backends import BACKENDS
@@ -115,13 +116,22 @@ def _default(facts: Mapping[str, Any], required: bool) -> str:
     return "" if default is None else f"`{toml_value(default)}`"
 
 
+def _walk_commands(group: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every command, those of groups too, with the words that call it."""
+    for name, command in group.commands.items():
+        if isinstance(command, TyperGroup):
+            yield from _walk_commands(command, (*words, name))
+        else:
+            yield (*words, name), command
+
+
 def _commands() -> str:
     """Every command with its arguments and options."""
-    group = typer.main.get_command(app)
     lines = []
-    for name, command in group.commands.items():  # type: ignore[attr-defined]
+    for words, command in _walk_commands(typer.main.get_command(app)):
         arguments = [one.metavar for one in command.params if one.param_type_name == "argument"]
-        lines.append(f"### `{' '.join(['testbed', name, *arguments])}`\n\n{command.help}\n\n")
+        title = " ".join(["testbed", *words, *(one for one in arguments if one != words[-1])])
+        lines.append(f"### `{title}`\n\n{command.help}\n\n")
         options = [
             (f"`{', '.join(one.opts)}{' ' + one.metavar if one.metavar else ''}`", one.help or "", _option_default(one))
             for one in command.params

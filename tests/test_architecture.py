@@ -32,6 +32,8 @@ WITHOUT_UNIT = {
     # name -> why it has none
     "position_ids": "places of tokens in a sequence",
     "speed": "emulated seconds in a real one",
+    "power_error": "true over nominal",
+    "powers": "shares of a channel's power",
 }
 
 DECIBEL = re.compile(r"(^|_)(db|dbm)$")
@@ -41,6 +43,7 @@ DECIBEL_AT_THE_EDGE = (
     "testbed/schemes/",  # a scheme's fields are keys of the experiment file
     "testbed/core/hardware.py", "drivers/pluto", "drivers/ad9361", "sim_backend/emulat",  # as the chip writes its gains
     "drivers/lab.py",
+    "calibration/gain.py", "calibration/noise.py", "calibration/field_plot.py",  # options and figures for people
 )  # fmt: skip
 
 

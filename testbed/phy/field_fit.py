@@ -174,7 +174,8 @@ def fit_paths(
     with p unknowns in all, and f(x) = x - 1 up to 1, where the samples' variances s_m^2 explain the residuals, and ln x
     beyond, where their true scale has to be estimated. Each new path starts where the residual correlates best with a
     plane wave; then all unknowns are refined together by Levenberg-Marquardt steps, the gains solved for anew at each
-    (Kaufman's variable projection). With the right number of paths the error reaches the Cramer-Rao bound.
+    (Kaufman's variable projection). In the end the directions are shaken, since paths closer than the resolution have
+    many local optima. With the right number of paths the error reaches the Cramer-Rao bound.
 
     Args:
         samples: of one node.

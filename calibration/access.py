@@ -57,6 +57,8 @@ class Access:
     backend: str
     serials: dict[str, str] = field(default_factory=dict)
     """Serial numbers of all radios, receivers and nodes, once the nodes are open."""
+    firmware: dict[str, str] = field(default_factory=dict)
+    """Versions that run on them, where they have any."""
 
     def open_nodes(self) -> None:
         """Tune the receiver, and let every node open its devices; none loads a model.
@@ -77,11 +79,17 @@ class Access:
                 for name in bench.node_names
             }
         )
-        share_time(devices, bench.node_names, timeout_s=bench.link.answer_timeout_s)
-        self.serials = {**devices.serials}
+        self.share_time()
+        self.serials, self.firmware = {**devices.serials}, {**devices.firmware}
         for name, answer in answers.items():
             if isinstance(answer, messages.Opened):
                 self.serials[name] = answer.radio_serial
+                if answer.firmware:
+                    self.firmware[name] = answer.firmware
+
+    def share_time(self) -> None:
+        """Tell the nodes the controller's time where their bursts start by it, and whenever its clock was set."""
+        share_time(self.devices, self.bench.node_names, timeout_s=self.bench.link.answer_timeout_s)
 
     @property
     def guard(self) -> int:

@@ -288,6 +288,7 @@ class _Session:
                 done.append((facts.step, raw))
             access.move(np.array(steps[-1][0].positions_m if steps else begun.positions_m))
             clock.set(steps[-1][0].clock_s if steps else begun.clock_s)
+            access.share_time()
         return done
 
     def _check_step(self, job: Job, done: _Done, facts: Facts, folder: Path) -> None:
@@ -344,6 +345,7 @@ class _Session:
             backend=self.backend,
             seed=self.seed,
             serials=access.serials,
+            firmware=access.firmware,
             validity=validity_of(job.routine.validity, self.bench),
             made=made,
             expires=expiry(made, job.routine.lasts_s),

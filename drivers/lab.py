@@ -77,6 +77,7 @@ class Controlled:
     radio: PlutoArray
     stages: tuple[GrblStage | ZaberStage | None, ...]
     serials: Mapping[str, str]
+    firmware: Mapping[str, str]
     stop: Callable[[], None]
     """Mutes the radios and stops the stages; never fails."""
 
@@ -142,6 +143,7 @@ def open_bench(
             node_devices={"lease": lease.grant.token, "record_wire": None if record_wire is None else str(record_wire)},
             close=opened.pop_all().close,
             serials=controlled.serials,
+            firmware=controlled.firmware,
             start_delay_s=NETWORK_START_S if network else 1e-3,
             shares_time=network,
             notes=(_UNPROVEN,),
@@ -227,7 +229,8 @@ def open_controlled(bench: BenchSpec, opened: contextlib.ExitStack, around: Surr
     for held in _held(stages, homing=False):
         dead_man.order(held.name, held.order)
     serials = {f"receiver-{index}": port.facts.serial for index, port in enumerate(ports)}
-    return Controlled(array, stages, serials, stop)
+    firmware = {f"receiver-{index}": port.facts.firmware for index, port in enumerate(ports)}
+    return Controlled(array, stages, serials, firmware, stop)
 
 
 def open_transmitter(
@@ -267,8 +270,14 @@ def open_transmitter(
     opened.callback(dead_man.close)
     lease.guard(dead_man.socket_path, transmitter.mute)
     opened.callback(transmitter.mute)
-    serial = port.facts.serial
-    return NodeDevices(transmitter, meter, close=opened.pop_all().close, serial=serial, clock=clock)
+    return NodeDevices(
+        transmitter,
+        meter,
+        close=opened.pop_all().close,
+        serial=port.facts.serial,
+        firmware=port.facts.firmware,
+        clock=clock,
+    )
 
 
 def open_port(spec: PlutoSpec, wire: Wire) -> PlutoPort:

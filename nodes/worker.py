@@ -64,7 +64,9 @@ class Worker:
             case messages.OpenDevices():
                 bench = self._bench_of(request)
                 self._open(request, bench, np.zeros(0, np.float32))
-                self._say(request, messages.Opened, {"radio_serial": self._node(request.node).devices.serial})
+                opened = self._node(request.node).devices
+                facts = {"radio_serial": opened.serial, "firmware": opened.firmware}
+                self._say(request, messages.Opened, facts)
             case messages.AdjustRadio():
                 self._adjust(request)
             case messages.TrainTask():

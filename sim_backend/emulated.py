@@ -105,6 +105,7 @@ def open_bench(
             },
             close=opened.pop_all().close,
             serials=controlled.serials,
+            firmware=controlled.firmware,
             start_delay_s=1e-3 if virtual else NETWORK_START_S,
             shares_time=not virtual,
         )

@@ -216,6 +216,7 @@ class Devices:
         node_devices: what a node needs to open its own devices, sent to it in `Configure`.
         close: makes everything still and mute, then lets go; may be repeated.
         serials: device -> its serial number, for the metadata of recordings.
+        firmware: device -> the version that runs on it, where it has one.
         calibration_ids: profiles in use, for the same.
         start_delay_s: from an order to transmit to the first sample: time for the order to reach every node and for
             its burst to be ready.
@@ -232,6 +233,7 @@ class Devices:
     node_devices: Mapping[str, Any]
     close: Callable[[], None]
     serials: Mapping[str, str] = field(default_factory=dict)
+    firmware: Mapping[str, str] = field(default_factory=dict)
     calibration_ids: tuple[str, ...] = ()
     start_delay_s: float = 1e-3
     shares_time: bool = False

@@ -52,6 +52,7 @@ class Opened(Request):
 
     kind: Literal["opened"] = "opened"
     radio_serial: str
+    firmware: str = ""
 
 
 class Done(Request):

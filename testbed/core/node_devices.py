@@ -28,6 +28,7 @@ class NodeDevices:
         meter: its stopwatch and energy meter.
         close: mutes the radio and lets go; may be repeated.
         serial: the radio's serial number, for records and calibrations.
+        firmware: the version that runs on the radio, if it has one.
         clock: its clock, where bursts start by the controller's time; None where something else starts them.
     """
 
@@ -35,4 +36,5 @@ class NodeDevices:
     meter: Meter
     close: Callable[[], None]
     serial: str = ""
+    firmware: str = ""
     clock: FollowedClock | None = None

@@ -125,6 +125,7 @@ class Opening:
         serials = {**devices.serials, **node_serials}
         facts = {
             "serials": serials,
+            "firmware": dict(devices.firmware),
             "calibration_ids": list(devices.calibration_ids),
             "receiver": asdict(devices.radio.capabilities),
             "notes": list(devices.notes),

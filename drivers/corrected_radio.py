@@ -58,7 +58,8 @@ class CorrectedTransmitter(_Corrected):
     def transmit(self, samples: np.ndarray, *, at_s: float, trigger_s: float | None = None) -> None:
         """Send one burst, earlier by the radio's delay and distorted so that it leaves undistorted.
 
-        Whole samples of the delay move the start, the rest moves the burst within its samples. A radio that a trigger
+        Whole samples of the delay move the start, the rest moves the burst within its samples; what that adds to the
+        largest peaks is cut, since a converter may have no room for it. A radio that a trigger
         starts cannot send before it: `Devices.advance_s` lets captures begin early enough.
         """
         carrier_hz, rate_hz = self._tuned_hz
@@ -70,12 +71,20 @@ class CorrectedTransmitter(_Corrected):
         if given.ndim == 1 and given.size and given.dtype == np.complex64:  # anything else the radio itself refuses
             given = predistorted(given, self._correction, at_s=at_s, carrier_hz=carrier_hz, sample_rate_hz=rate_hz)
             moved, margin = delayed(given, round(lag) - lag)
-            given = moved[margin : margin + given.size]
+            given = _no_louder(moved[margin : margin + given.size], np.asarray(samples))
         self._radio.transmit(given, at_s=start_s, trigger_s=trigger_s)
 
     def read(self, combiner: np.ndarray | None = None) -> np.ndarray:
         """See `testbed.core.devices.Radio`."""
         return self._radio.read(combiner)
+
+
+def _no_louder(samples: np.ndarray, than: np.ndarray) -> np.ndarray:
+    """The samples with both branches cut at the largest of another burst's, shape [num_samples], complex64."""
+    largest = float(np.max(np.abs(np.ascontiguousarray(than).view(np.float32))))
+    branches = np.array(samples, np.complex64).view(np.float32)
+    np.clip(branches, -largest, largest, out=branches)
+    return branches.view(np.complex64)
 
 
 class CorrectedReceiver(_Corrected):

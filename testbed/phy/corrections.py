@@ -16,7 +16,8 @@ def predistorted(
 
     x = (t - kappa conj(t)) / (1 - |kappa|^2),   t = s exp(-j 2 pi f t_n) / sqrt(g) - leak
 
-    The rotation is that of the run's time, so that phases hold from one burst to the next.
+    The rotation is that of the run's time, so that phases hold from one burst to the next. A radio that is weaker than
+    it says (g < 1) is not driven harder: its limit holds for what it is given, and soundings see what is missing.
 
     Args:
         samples: s, square-root watts, shape [num_samples], complex64.
@@ -35,7 +36,7 @@ def predistorted(
     out = samples.astype(np.complex64, copy=True)
     if correction.offset != 0.0:
         out *= _rotation(len(out), at_s, -correction.offset * carrier_hz, sample_rate_hz)
-    gain = 1.0 / math.sqrt(correction.power_error)
+    gain = min(1.0, 1.0 / math.sqrt(correction.power_error))
     leak, image = complex(*correction.leak), complex(*correction.image)
     if gain != 1.0:
         out *= np.float32(gain)

@@ -113,6 +113,16 @@ def test_a_late_radio_sends_earlier_but_never_before_its_trigger() -> None:
     assert mirror.verbs == ["tune", "mute", "close"]
 
 
+def test_a_corrected_burst_has_no_larger_peaks_and_no_more_power_than_was_ordered() -> None:
+    mirror = Mirror()
+    radio = CorrectedTransmitter(mirror, TransmitCorrection(delay_s=0.5 / RATE_HZ, image=(0.05, 0.05), power_error=0.7))
+    radio.tune(frequency_hz=CARRIER_HZ, sample_rate_hz=RATE_HZ)
+    radio.transmit(SIGNAL, at_s=2.0)
+    sent = mirror.sent[0][0]
+    assert np.max(np.abs(sent.view(np.float32))) <= np.max(np.abs(SIGNAL.view(np.float32)))
+    assert np.mean(np.abs(sent) ** 2) < 1.02 * np.mean(np.abs(SIGNAL) ** 2)
+
+
 def test_a_fraction_of_a_sample_moves_the_burst_within_its_samples() -> None:
     mirror = Mirror()
     radio = CorrectedTransmitter(mirror, TransmitCorrection(delay_s=1.3 / RATE_HZ))

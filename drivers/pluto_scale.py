@@ -28,7 +28,7 @@ PLUTO_FULL_SCALE_DBM = 7.0
 MOST_ATTENUATION_DB = -MUTED_DB - STEP_DB
 """The largest attenuation that is no mute."""
 CLIPPED_SHARE = 1e-3
-"""Codes of a capture that may lie at the rails."""
+"""Codes of a capture that may lie at the rails, and of a burst beyond them."""
 
 _WIDEST_HZ = 40_000_000  # rf_bandwidth of the transmitter; the receiver's goes to 56 MHz
 _DAC_CODES = 2_048  # the twelve most significant bits of a code count
@@ -112,6 +112,9 @@ class TransmitScale:
 
         code = 16 rint(2048 x / sqrt(full_scale_w)) on each branch
 
+        Peaks of a thousandth of all branches may lie beyond full scale and are cut there, as the converter would wrap
+        them to the other sign; the rarest peaks of an OFDM burst do.
+
         Args:
             samples: square-root watts, shape [num_samples], complex64.
 
@@ -119,7 +122,7 @@ class TransmitScale:
             I and Q, shape [num_samples, 2], int16.
 
         Raises:
-            LimitError: a sample beyond full scale, whose code would wrap to the other sign.
+            LimitError: more than that is beyond full scale.
         """
         # [num_samples, 2]
         scaled = np.ascontiguousarray(samples).view(np.float32).reshape(-1, 2) * np.float32(
@@ -127,8 +130,10 @@ class TransmitScale:
         )
         np.rint(scaled, out=scaled)
         largest, least = float(scaled.max()), float(scaled.min())
-        # negated, so that what is not a number is refused too
-        if not (least >= -_DAC_CODES and largest <= _DAC_CODES):
+        within = least >= -_DAC_CODES and largest <= _DAC_CODES
+        if not within and (
+            math.isnan(largest) or np.count_nonzero(np.abs(scaled) > _DAC_CODES) > CLIPPED_SHARE * scaled.size
+        ):
             peak_w = self.full_scale_w * (max(largest, -least) / _DAC_CODES) ** 2
             raise LimitError(
                 f"{self.node}: a sample of {w_to_dbm(peak_w):.2f} dBm is beyond the transmit converter's full scale of "
@@ -136,7 +141,7 @@ class TransmitScale:
                 remedy=f"bursts have {HEADROOM_DB:g} dB for their peaks above max_power_dbm; order less power",
             )
         # the top code is one step below full scale
-        np.minimum(scaled, np.float32(_DAC_CODES - 1), out=scaled)
+        np.clip(scaled, -_DAC_CODES, _DAC_CODES - 1, out=scaled)
         codes = scaled.astype(np.int16)
         codes *= _DAC_STEP
         return codes

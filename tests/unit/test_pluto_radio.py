@@ -85,6 +85,21 @@ def test_codes_are_twelve_bits_rounded_and_never_wrap() -> None:
             scale.codes(np.array([beyond], np.complex64))
 
 
+def test_the_rarest_peaks_are_cut_at_full_scale_and_anything_more_is_refused() -> None:
+    scale = TransmitScale("node", 1.0, 0.0, 4.0)
+    burst = np.full(1000, 0.5 + 0.5j, np.complex64)
+    burst[[10, 20]] = 2.5, -3j
+    codes = scale.codes(burst)
+    assert codes[10].tolist() == [32752, 0]
+    assert codes[20].tolist() == [0, -32768]
+    burst[30] = 2.5
+    with pytest.raises(LimitError, match="full scale"):
+        scale.codes(burst)
+    burst[[10, 20, 30]] = 0.5, 0.5, np.nan
+    with pytest.raises(LimitError, match="full scale"):
+        scale.codes(burst)
+
+
 def test_received_codes_become_square_root_watts_channel_by_channel() -> None:
     radio = PlutoSpec(gain_db=40.0, rx_full_scale_dbm=-10.0)
     out = np.empty((2, 2), np.complex64)
@@ -185,7 +200,7 @@ def test_the_chip_is_set_to_carrier_rate_and_the_nodes_attenuation() -> None:
         (np.zeros(8, np.complex128), "complex64"),
         (np.full(8, np.nan, np.complex64), "not finite"),
         (np.full(8, 0.11, np.complex64), "its limit is 0.01 W"),
-        (np.array([0.5] + [0] * 639, np.complex64), "full scale of 23.00 dBm"),
+        (np.array([0.5] * 2 + [0] * 638, np.complex64), "full scale of 23.00 dBm"),
     ],
 )
 def test_bursts_against_the_limits_never_reach_the_radio(samples: np.ndarray, words: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from calibration.names import routine_named
 from calibration.profile import Profile, utc_now
 from calibration.session import calibrate
 from calibration.store import Reason, Store
@@ -12,6 +13,7 @@ from testbed.core.bench import BenchSpec
 from testbed.core.corrections import Complex, Corrections, ReceiveCorrection, TransmitCorrection
 from testbed.core.errors import ConfigError
 
+_KEY = "calibrations"
 APPLIED = ("carrier", "timing", "iq", "gain")
 """Routines whose values correct samples; a run may use the others' ids for its record alone."""
 
@@ -43,9 +45,14 @@ def corrections_for(
         the corrections, and the ids they come from.
 
     Raises:
-        ConfigError: no profile holds; it says why and with which command to renew it.
+        ConfigError: there is no such routine, or no profile holds; it says why and with which command to renew it.
         DeviceError: renewing failed.
     """
+    for routine in routines:
+        try:
+            routine_named(routine)
+        except ConfigError as error:
+            raise ConfigError(error.message, key=_KEY, remedy=error.remedy) from error
     place = store or Store()
     profiles: list[Profile] = []
     for routine in routines:
@@ -60,7 +67,8 @@ def corrections_for(
                     f"the calibration {routine} was made anew and failed: {found.why}", key="auto_calibrate"
                 )
         if isinstance(found, Reason):
-            raise found.error()
+            refusal = found.error()
+            raise ConfigError(refusal.message, key=_KEY, remedy=refusal.remedy)
         profiles.append(found)
     return combined(bench, profiles)
 

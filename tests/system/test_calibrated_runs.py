@@ -60,6 +60,10 @@ def test_a_run_refuses_profiles_that_are_not_its_own(store: Path, tmp_path: Path
     with pytest.raises(ConfigError, match="there is no calibration timing") as absent:
         run(crooked, tmp_path)
     assert "testbed calibrate timing --bench" in str(absent.value.remedy)
+    assert absent.value.key == "calibrations"
+    with pytest.raises(ConfigError, match="there is no calibration 'timming'") as unknown:
+        run(experiment('calibrations=["timming"]'), tmp_path)
+    assert "timing" in str(unknown.value.remedy)
     renewed = run(experiment('calibrations=["timing"]', "auto_calibrate=true", "rounds=1"), tmp_path)
     assert renewed.summary["status"] == "done"
     with pytest.raises(ConfigError, match="speaks of other radios"):

@@ -15,7 +15,7 @@ from testbed.core.errors import ConfigError
 
 _KEY = "calibrations"
 APPLIED = ("carrier", "timing", "iq", "gain")
-"""Routines whose values correct samples; a run may use the others' ids for its record alone."""
+"""Routines whose values correct samples; `field` tells schemes the channels; of the others a run records the ids."""
 
 
 def corrections_for(
@@ -98,11 +98,17 @@ def combined(bench: BenchSpec, profiles: Sequence[Profile]) -> Corrections:
     for profile in profiles:
         if profile.routine in APPLIED:
             values |= {name: quantity.value for name, quantity in profile.quantities.items()}
+    fields: dict[str, Any] = {}
+    for profile in profiles:
+        if profile.routine == "field":
+            ends = ((key.rpartition("."), quantity.value) for key, quantity in profile.quantities.items())
+            fields |= {name: value for (name, _, what), value in ends if what == "paths"}
     nodes = {name: _transmit(name, values) for name in bench.node_names}
     antennas = tuple(_receive(f"antenna-{index}", values) for index in range(len(bench.array.antennas)))
     return Corrections(
         nodes={name: one for name, one in nodes.items() if one != TransmitCorrection()},
         antennas=antennas if any(one != ReceiveCorrection() for one in antennas) else (),
+        fields=fields,
         calibration_ids=tuple(profile.id for profile in profiles),
     )
 

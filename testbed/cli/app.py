@@ -10,6 +10,7 @@ import typer
 
 from testbed.cli import benches, calibrate, catalogue, runs
 from testbed.cli.failures import fail, interrupted
+from testbed.cli.solve import solve
 
 EXIT_CODES = {
     0: "done",
@@ -35,7 +36,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for function in (runs.run, runs.dry, runs.replay, runs.resume, runs.show):
+for function in (runs.run, runs.dry, runs.replay, runs.resume, runs.show, solve):
     app.command()(function)
 for name, command in {**benches.COMMANDS, **catalogue.COMMANDS}.items():
     app.command(name)(command)

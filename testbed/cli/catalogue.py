@@ -54,10 +54,10 @@ def schemes(as_json: Json = False) -> None:
 
 
 def presets(as_json: Json = False) -> None:
-    """List the experiments and benches that ship with the testbed, and where they lie."""
+    """List the experiments, benches and problem instances that ship with the testbed, and where they lie."""
     from testbed.engine.preset_files import Kind, preset_file, preset_names
 
-    kinds: tuple[Kind, ...] = ("experiment", "bench")
+    kinds: tuple[Kind, ...] = ("experiment", "bench", "instance")
     listed = {
         kind: {name: (preset_file(name, kind), about(preset_file(name, kind))) for name in preset_names(kind)}
         for kind in kinds
@@ -67,7 +67,7 @@ def presets(as_json: Json = False) -> None:
         return
     for kind, names in listed.items():
         folder = next(iter(names.values()))[0].parent
-        print(f"{'experiments' if kind == 'experiment' else 'benches'} in {folder}")
+        print(f"{'benches' if kind == 'bench' else kind + 's'} in {folder}")
         for name, (_, text) in names.items():
             print(f"    {name:20} {text}")
 

@@ -1,4 +1,4 @@
-"""What calibrations have found wrong with radios, in the form in which it is put right."""
+"""What calibrations have found, in the form in which a run uses it: errors of radios to put right, and channels."""
 
 from __future__ import annotations
 
@@ -40,11 +40,13 @@ class Corrections(Spec):
     Attributes:
         nodes: name -> what is wrong with its transmitter; absent where nothing is known.
         antennas: in their order; empty where nothing is known.
+        fields: node -> the plane waves of its channel, rows (u_x, u_y, Re a, Im a); absent where nothing is known.
         calibration_ids: of the profiles that say so.
     """
 
     nodes: dict[str, TransmitCorrection] = Field(default_factory=dict)
     antennas: tuple[ReceiveCorrection, ...] = ()
+    fields: dict[str, tuple[tuple[float, float, float, float], ...]] = Field(default_factory=dict)
     calibration_ids: tuple[str, ...] = ()
 
     def for_nodes(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,8 @@ class NodeFacts:
         cpu_hz: highest CPU frequency.
         cycles_per_token: CPU cycles to train on one token.
         kappa: joules = kappa * cycles * frequency^2.
+        paths: plane waves of its channel from a field calibration, rows (u_x, u_y, Re a, Im a), shape [num_paths, 4];
+            None where there is none.
     """
 
     name: str
@@ -28,6 +31,7 @@ class NodeFacts:
     cpu_hz: float
     cycles_per_token: float
     kappa: float
+    paths: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -73,9 +77,14 @@ class Fleet:
         return next(node for node in self.nodes if node.name == name)
 
     @classmethod
-    def of(cls, bench: BenchSpec, num_samples: dict[str, int]) -> Fleet:
-        """The fleet of a bench, for nodes that own so many rows."""
-        array = bench.array
+    def of(
+        cls,
+        bench: BenchSpec,
+        num_samples: Mapping[str, int],
+        fields: Mapping[str, Sequence[Sequence[float]]] | None = None,
+    ) -> Fleet:
+        """The fleet of a bench, for nodes that own so many rows and whose channels have these plane waves."""
+        array, known = bench.array, fields or {}
         return cls(
             nodes=tuple(
                 NodeFacts(
@@ -85,6 +94,7 @@ class Fleet:
                     cpu_hz=board.cpu_hz,
                     cycles_per_token=board.cycles_per_token,
                     kappa=board.kappa,
+                    paths=np.array(known[board.name], np.float64) if board.name in known else None,
                 )
                 for board in bench.boards
             ),

@@ -206,6 +206,7 @@ class Sounding:
         response: channel on every active subcarrier, shape [num_antennas, num_nodes, num_active], complex64, where
             the order asked for it.
         missing: nodes that stayed silent or were not heard; they have no column.
+        variance: E|error|^2 of each node's channel, shape [num_nodes]; None where it is not known.
     """
 
     nodes: tuple[str, ...]
@@ -217,6 +218,7 @@ class Sounding:
     heard_s: np.ndarray
     response: np.ndarray | None = None
     missing: tuple[str, ...] = ()
+    variance: np.ndarray | None = None
     spent: Spent = Spent()
 
 

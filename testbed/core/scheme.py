@@ -41,6 +41,10 @@ class Scheme(BaseModel, ABC, Generic[State]):
             rng: this round's generator, seeded by the experiment's seed and the round's number.
         """
 
+    def done(self, state: State) -> bool:
+        """Whether the scheme has had all the rounds it wants; the experiment's `rounds` is the most it gets."""
+        return False
+
     def report(self, state: State) -> Mapping[str, float | str]:
         """Figures of the last round worth a column in the run's table. No figures by default."""
         return {}

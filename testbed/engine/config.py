@@ -66,7 +66,8 @@ class ExperimentSpec(Spec):
     scheme: SchemeSpec = Field(description="the scheme and its parameters", examples=[{"name": "ota-fedavg"}])
     budget: BudgetSpec = Field(default=BudgetSpec(), description="when to end early")
     calibrations: tuple[str, ...] = Field(
-        (), description="calibrations whose profiles the run uses: carrier, timing, iq, gain; docs/calibration.md"
+        (),
+        description="calibrations whose profiles the run uses: carrier, timing, iq, gain, field; docs/calibration.md",
     )
     auto_calibrate: bool = Field(False, description="make those profiles anew that are absent, stale or do not match")
     audit: bool = Field(
@@ -114,7 +115,7 @@ def load_experiment(
     of_bench = [change.below("bench") for change in changes if change not in own]
     if bench is not None:
         own.append(Override(f"--bench {bench}", ("bench",), bench))
-    text = _Text.read(path, "experiment", own)
+    text = _Text.read(path, "experiment", ExperimentSpec, own)
     errors: list[ConfigError] = []
     spec = _check(ExperimentSpec, text, errors)
     scheme = _check_scheme(text, errors)
@@ -146,6 +147,25 @@ def load_bench(name_or_path: str | Path, relative_to: Path | None = None, overri
         ConfigErrors: all that is wrong.
     """
     return _load_bench(str(name_or_path), relative_to, parse_overrides(overrides), None)[0]
+
+
+def load_instance(model: type[Model], name_or_path: str | Path, overrides: Sequence[str] = ()) -> Model:
+    """An instance of a system's problem.
+
+    Args:
+        model: the system's instance.
+        name_or_path: a preset's name, or a TOML file.
+        overrides: `key=value` with dotted keys.
+
+    Raises:
+        ConfigErrors: all that is wrong.
+    """
+    text = _Text.read(find(str(name_or_path), "instance"), "instance", model, parse_overrides(overrides))
+    errors: list[ConfigError] = []
+    instance = _check(model, text, errors)
+    if instance is None:
+        raise ConfigErrors(errors)
+    return instance
 
 
 def build_scheme(spec: SchemeSpec) -> Scheme[Any]:
@@ -211,11 +231,11 @@ class _Text:
     changes: Sequence[Override]
 
     @classmethod
-    def read(cls, path: Path, kind: Kind, changes: Sequence[Override]) -> _Text:
+    def read(cls, path: Path, kind: Kind, model: type[BaseModel], changes: Sequence[Override]) -> _Text:
         remedy = "`testbed presets` lists what there is"
         text = read_text(path, what=kind, remedy=remedy)
         content = parse_toml(text, str(path), what=kind)
-        schema = _schema(ExperimentSpec if kind == "experiment" else BenchSpec)
+        schema = _schema(model)
         for change in changes:
             change.apply(content, schema_at(schema, change.path).get("type") == "string")
         return cls(str(path), text, content, changes)
@@ -276,7 +296,7 @@ def _load_bench(
     except ConfigError as error:
         file, key = named_at or (None, "--bench")
         raise ConfigError(error.message, file=file, key=key, remedy=error.remedy) from error
-    text = _Text.read(path, "bench", changes)
+    text = _Text.read(path, "bench", BenchSpec, changes)
     errors: list[ConfigError] = []
     bench = _check(BenchSpec, text, errors)
     if bench is None:

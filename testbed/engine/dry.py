@@ -118,8 +118,11 @@ def dry_experiment(experiment: ExperimentSpec, scheme: Scheme[Any], bench: Bench
     for index in range(1, experiment.rounds + 1):
         answerer.round_index = index
         state = perform(scheme.round(state, np.random.default_rng([experiment.seed, index])), answer)
-        if index % experiment.evaluate_every == 0 or index == experiment.rounds:
+        last = index == experiment.rounds or scheme.done(state)
+        if last or index % experiment.evaluate_every == 0:
             answer(Evaluate())
+        if last:
+            break
     return steps
 
 

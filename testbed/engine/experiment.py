@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from testbed.core.adapter import Adapter
 from testbed.core.backends import backend as backend_of
 from testbed.core.bench import BenchSpec
+from testbed.core.corrections import Corrections
 from testbed.core.devices import Devices
 from testbed.core.errors import BenchError, ConfigError, ReplayDeparture
 from testbed.core.fleet import Fleet
@@ -70,6 +71,8 @@ class _Play:
         """Play rounds `first` to `last`; returns why it ended: done or budget."""
         for index in range(first, last + 1):
             self._round(index, answerer)
+            if index > 0 and self.scheme.done(self.state):
+                break
             if self._over_budget():
                 return "budget"
         return "done"
@@ -98,7 +101,8 @@ class _Play:
             rng = np.random.default_rng([self.experiment.seed, index])
             self.state = perform(self.scheme.round(self.state, rng), answer)
             figures = self.scheme.report(self.state)
-        if index % self.experiment.evaluate_every == 0 or index == self.experiment.rounds:
+        last = index == self.experiment.rounds or (index > 0 and self.scheme.done(self.state))
+        if last or index % self.experiment.evaluate_every == 0:
             answer(Evaluate())
         row = round_row(index, steps, figures)
         self.rows.append(row)
@@ -217,7 +221,7 @@ def replay_experiment(folder: Path, observer: Observer | None = None) -> RunResu
     recorded = read_rows(folder)
     if not recorded:
         raise ConfigError("no round of this run is complete", file=folder, remedy="run it anew, or `testbed resume` it")
-    adapter, fleet = read_start(folder, bench)
+    adapter, fleet = read_start(folder, bench, Corrections.model_validate(start.get("corrections") or {}).fields)
     last = recorded[-1]["round"]
     play = _Play(experiment, scheme, adapter, fleet, observer or Observer())
     play.observer.run_started(folder, experiment.rounds)
@@ -259,7 +263,7 @@ def _live(
                 observer.warning(note)
             check_needs(experiment.scheme.name, scheme.needs, devices.radio.capabilities, bench)
             crew = Crew(devices, bench, opening.backend, _job(experiment, bench), observer)
-            live = Live(devices, bench, crew, experiment.audit)
+            live = Live(devices, bench, crew, experiment.audit, opening.corrections.fields)
             adapter, fleet = live.prepare()
             opening.ready(devices, crew.serials)
             play = _Play(experiment, scheme, adapter, fleet, observer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import assert_never
@@ -58,12 +58,14 @@ class Live:
         bench: limits, frames and numerology.
         crew: the nodes.
         audit: let nodes report their true updates over the control link, to measure the aggregation error.
+        fields: node -> plane waves of its channel, from a calibration.
     """
 
     devices: Devices
     bench: BenchSpec
     crew: Crew
     audit: bool = True
+    fields: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
     round_index: int = 0
     last_audit: dict[str, float] = field(default_factory=dict)
     num_values: int = 0
@@ -94,7 +96,7 @@ class Live:
             peft_config=facts[first].peft_config,
         )
         self.num_values = adapter.size
-        return adapter, Fleet.of(self.bench, self._num_samples)
+        return adapter, Fleet.of(self.bench, self._num_samples, self.fields)
 
     def residuals(self) -> dict[str, np.ndarray]:
         """What the payloads of nodes with error feedback have left out, shape [num_values] each."""

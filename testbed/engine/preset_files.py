@@ -9,8 +9,8 @@ from testbed.core.errors import ConfigError
 from testbed.engine.plain_words import closest
 
 _PRESETS = Path(__file__).parent.parent / "presets"
-FOLDERS = {"experiment": _PRESETS / "experiments", "bench": _PRESETS / "benches"}
-Kind = Literal["experiment", "bench"]
+FOLDERS = {"experiment": _PRESETS / "experiments", "bench": _PRESETS / "benches", "instance": _PRESETS / "instances"}
+Kind = Literal["experiment", "bench", "instance"]
 
 
 def preset_names(kind: Kind = "experiment") -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +27,13 @@ def write_start(folder: Path, adapter: Adapter, fleet: Fleet) -> None:
     write_json(folder / "adapter.json", content)
 
 
-def read_start(folder: Path, bench: BenchSpec) -> tuple[Adapter, Fleet]:
-    """What `write_start` kept. Raises ConfigError where the files are missing or damaged."""
+def read_start(
+    folder: Path, bench: BenchSpec, fields: Mapping[str, Sequence[Sequence[float]]] | None = None
+) -> tuple[Adapter, Fleet]:
+    """What `write_start` kept; the fleet with these plane waves.
+
+    Raises ConfigError where the files are missing or damaged.
+    """
     content = read_json(folder, "adapter.json")
     with np.load(folder / "initial.npz", allow_pickle=False) as arrays:
         adapter = Adapter(
@@ -37,7 +43,7 @@ def read_start(folder: Path, bench: BenchSpec) -> tuple[Adapter, Fleet]:
             frozen=arrays["frozen"],
             peft_config=content["peft_config"],
         )
-    return adapter, Fleet.of(bench, content["num_samples"])
+    return adapter, Fleet.of(bench, content["num_samples"], fields)
 
 
 def compare_stored(folder: Path, adapter: Adapter, vector: np.ndarray) -> None:

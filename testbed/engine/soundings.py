@@ -77,6 +77,8 @@ def sound(air: Air, order: Sound, positions_m: np.ndarray) -> Sounding:
         air_time_s=length * len(sent) / air.rate_hz,
     )
     estimates = list(heard.values())
+    # one pilot symbol on every active subcarrier estimates the channel num_pilots * num_active times
+    energy_w = np.array([powers_w[name] for name in heard]) * order.num_pilots * waveform.num_active
     return Sounding(
         nodes=tuple(heard),
         channel=np.stack([one.channel for one in estimates], axis=1),
@@ -87,5 +89,6 @@ def sound(air: Air, order: Sound, positions_m: np.ndarray) -> Sounding:
         heard_s=np.array([heard_s[name] for name in heard]),
         response=np.stack([one.response for one in estimates], axis=1) if order.per_subcarrier else None,
         missing=tuple(name for name in asked if name not in heard),
+        variance=np.array([one.noise_w for one in estimates]) / energy_w,
         spent=spent,
     )

@@ -30,7 +30,6 @@ from pydantic import Field
 from testbed.core.adapter import Adapter
 from testbed.core.fleet import Fleet
 from testbed.core.orders import (
-    Analogue,
     Collect,
     Order,
     Reply,
@@ -47,12 +46,10 @@ from testbed.core.orders import (
 )
 from testbed.core.scheme import Scheme
 from testbed.core.units import from_db
-from testbed.phy.combiner import dominant, max_min_combiner
-from testbed.phy.overair import aggregation_mse
-from testbed.phy.papr import clipping
-from testbed.phy.policies import Policy, precode
+from testbed.phy.combiner import max_min_combiner
+from testbed.phy.policies import Policy
 from testbed.phy.ports import nearest_assignment, random_layout, select_ports, weakest_gain
-from testbed.phy.precoding import quantise_phase
+from testbed.problems.analogue_order import analogue_order
 
 
 @dataclass(frozen=True)
@@ -182,49 +179,16 @@ class OtaFedAvg(Scheme[OtaState]):
             names = [names[index] for index in kept]
         if not names:
             return None
-        # [num_nodes]
-        columns = np.array([sounding.nodes.index(name) for name in names])
-        weight = np.array([trained.results[name].num_samples for name in names], dtype=np.float64)
-        mean = np.array([trained.results[name].update_mean for name in names])
-        std = np.array([trained.results[name].update_std for name in names])
-        power_w = np.array([fleet.node(name).max_power_w for name in names])
-        if self.per_subcarrier and sounding.response is not None:
-            # [num_antennas, num_nodes, num_active]
-            channel = sounding.response[:, columns].astype(np.complex128)
-            flat = dominant(channel)
-        else:
-            # [num_antennas, num_nodes]
-            channel = flat = sounding.channel[:, columns]
-        combiner = max_min_combiner(flat * (np.sqrt(power_w) / (weight * std)))
-        precoded = precode(
-            self.precoding,
-            channel,
-            combiner,
-            weight=weight,
-            mean=mean,
-            std=std,
-            max_power_w=power_w,
+        return analogue_order(
+            fleet,
+            sounding,
+            trained,
+            names,
+            num_values,
+            combine=max_min_combiner,
+            policy=self.precoding,
             threshold=self.threshold,
+            per_subcarrier=self.per_subcarrier,
+            phase_bits=self.phase_bits,
+            clip=None if self.clip_db is None else from_db(self.clip_db),
         )
-        coefficients = precoded.precoder
-        if self.phase_bits is not None:
-            coefficients = quantise_phase(coefficients, self.phase_bits)
-        clip = None if self.clip_db is None else from_db(self.clip_db)
-        uplinks = {
-            names[node]: Analogue(
-                weight=float(precoded.weight[index]),
-                precoder=complex(coefficients[index]) if coefficients.ndim == 1 else coefficients[index],
-                mean=float(precoded.mean[index]),
-                std=float(precoded.std[index]),
-                cfo_hz=float(sounding.cfo_hz[columns[node]]),
-                cfo_from_s=float(sounding.heard_s[columns[node]]),
-                clip=clip,
-            )
-            for index, node in enumerate(np.flatnonzero(precoded.sends))
-        }
-        # clipping shrinks what arrives by a known factor
-        scale = precoded.scale * (1.0 if clip is None else clipping(clip)[0])
-        expected_mse = aggregation_mse(num_values, sounding.noise_w, scale, float(precoded.weight.sum()))
-        if (share := precoded.share) is not None:
-            expected_mse *= float(np.sum(share[share > 0] ** -2.0)) / len(share)
-        return Collect(uplinks, combiner, scale, precoded.share, expected_mse)

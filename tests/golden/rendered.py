@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 from testbed.cli.app import EXIT_CODES, app
 from testbed.core.backends import BACKENDS
 from testbed.engine.config_schema import config_schema
-from testbed.engine.plain_words import schema_at, toml_value
+from testbed.engine.key_table import HEADINGS, key_table
 from testbed.report.comparison import Recorded, render_comparison
 from testbed.report.table import render_plain
 
@@ -73,47 +73,10 @@ def _keys(schema: Mapping[str, Any], name: str) -> str:
     """Every key of a table and of the tables inside it."""
     part = {**schema["$defs"][name], "$defs": schema["$defs"]}
     rows = [
-        (f"`{key}`", _type(facts), _default(facts, required), facts.get("description", ""))
-        for key, facts, required in _walk(part, ())
+        (f"`{key}`", kind, f"`{default}`" if default not in ("", "required") else default, meaning)
+        for key, kind, default, meaning in key_table(part)
     ]
-    return _grid(("key", "value", "default", "meaning"), rows)
-
-
-def _walk(schema: Mapping[str, Any], path: tuple[str | int, ...]) -> Iterator[tuple[str, Mapping[str, Any], bool]]:
-    here = schema_at(schema, path)
-    for key, raw in here.get("properties", {}).items():
-        facts = schema_at(schema, (*path, key))
-        shown = ".".join(str(part) for part in (*path, key)).replace(".0", "[]")
-        if "anyOf" in raw and key == "scheme":
-            yield shown, {"type": "object", "description": "`name`, and the scheme's own keys, below"}, True
-            continue
-        yield shown, facts, key in here.get("required", ())
-        if facts.get("properties"):
-            yield from _walk(schema, (*path, key))
-        elif schema_at(schema, (*path, key, 0)).get("properties"):
-            yield from _walk(schema, (*path, key, 0))
-
-
-def _type(facts: Mapping[str, Any]) -> str:
-    if "const" in facts:
-        return f"`{toml_value(facts['const'])}`"
-    if "enum" in facts:
-        return ", ".join(f"`{one}`" for one in facts["enum"])
-    kind = {"integer": "whole number", "array": "list", "object": "table", "string": "text", "boolean": "true, false"}
-    word = kind.get(facts.get("type", ""), facts.get("type", ""))
-    bounds = [
-        f"{sign} {facts[bound]:g}"
-        for bound, sign in (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<"))
-        if bound in facts
-    ]
-    return " ".join([word, *bounds])
-
-
-def _default(facts: Mapping[str, Any], required: bool) -> str:
-    default = facts.get("default")
-    if required or facts.get("type") == "object" or isinstance(default, Mapping):
-        return "required" if required else ""
-    return "" if default is None else f"`{toml_value(default)}`"
+    return _grid(HEADINGS, rows)
 
 
 def _walk_commands(group: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

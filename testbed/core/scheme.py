@@ -27,6 +27,8 @@ class Scheme(BaseModel, ABC, Generic[State]):
 
     needs: ClassVar[frozenset[str]] = frozenset()
     """Capabilities the bench's radios must have, of `Capabilities.FLAGS`."""
+    instead: ClassVar[str] = ""
+    """The scheme that does the like on a bench without them, if there is one."""
 
     @abstractmethod
     def start(self, fleet: Fleet, adapter: Adapter) -> State:

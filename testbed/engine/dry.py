@@ -92,7 +92,7 @@ def dry_experiment(experiment: ExperimentSpec, scheme: Scheme[Any], bench: Bench
     rng = np.random.default_rng([experiment.seed, 0])
     adapter = Adapter(layout=layout, initial=np.zeros(layout.size, np.float32))
     answerer = DryBench(bench, experiment, layout.size, rng)
-    check_needs(experiment.scheme.name, scheme.needs, claimed_capabilities(bench), bench)
+    check_needs(experiment.scheme.name, scheme.needs, claimed_capabilities(bench), bench, scheme.instead)
     steps: list[DryStep] = []
 
     def answer(order: Order) -> Reply:

@@ -158,7 +158,7 @@ def run_experiment(
     """
     check_consent(backend, yes_transmit)
     capabilities = claimed_capabilities(bench, derived=backend_of(backend).derived)
-    check_needs(experiment.scheme.name, scheme.needs, capabilities, bench)
+    check_needs(experiment.scheme.name, scheme.needs, capabilities, bench, scheme.instead)
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     folder = create_folder(out, experiment.name, stamp)
     start: dict[str, Any] = {
@@ -261,7 +261,7 @@ def _live(
             devices = opening.devices()
             for note in devices.notes:
                 observer.warning(note)
-            check_needs(experiment.scheme.name, scheme.needs, devices.radio.capabilities, bench)
+            check_needs(experiment.scheme.name, scheme.needs, devices.radio.capabilities, bench, scheme.instead)
             crew = Crew(devices, bench, opening.backend, _job(experiment, bench), observer)
             live = Live(devices, bench, crew, experiment.audit, opening.corrections.fields)
             adapter, fleet = live.prepare()

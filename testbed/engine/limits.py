@@ -27,6 +27,7 @@ from testbed.core.orders import (
     Together,
     Train,
     Uplink,
+    Work,
 )
 from testbed.core.units import dbm_to_w, w_to_dbm
 from testbed.engine.scheme_names import scheme_class
@@ -53,15 +54,18 @@ def claimed_capabilities(bench: BenchSpec, *, derived: bool = True) -> Capabilit
     )
 
 
-def check_needs(scheme_name: str, needs: Iterable[str], capabilities: Capabilities, bench: BenchSpec) -> None:
+def check_needs(
+    name: str, needs: Iterable[str], capabilities: Capabilities, bench: BenchSpec, instead: str = ""
+) -> None:
     """Raises ConfigError where the bench's radios lack what a scheme needs, with the reason and the alternatives."""
     lacking = [flag for flag in sorted(needs) if not getattr(capabilities, flag)]
     if lacking:
         reasons = "; ".join(why_not(bench, flag) for flag in lacking)
         raise ConfigError(
-            f"the scheme {scheme_name} needs radios that are {', '.join(lacking)}, and this bench's are not: {reasons}",
+            f"the scheme {name} needs radios that are {', '.join(lacking)}, and this bench's are not: {reasons}",
             key="radio",
-            remedy=f"{alternatives(bench)}: the schemes {', '.join(possible_schemes(capabilities))}",
+            remedy=f"{alternatives(bench)}: the schemes {', '.join(possible_schemes(capabilities))}"
+            + (f"; {instead} is the nearest to {name}" if instead else ""),
         )
 
 
@@ -91,16 +95,9 @@ def check_order(order: Order, bench: BenchSpec, num_values: int) -> None:
             _check_positions(order.positions_m, bench)
         case Train(work=work):
             _check_names(work, bench)
-            boards = {board.name: board for board in bench.boards}
+            limits_hz = {board.name: board.cpu_hz for board in bench.boards}
             for name, part in work.items():
-                cpu_hz = part.cpu_hz
-                if cpu_hz is not None and not 0 < cpu_hz <= boards[name].cpu_hz * (1 + _TOLERANCE):
-                    raise LimitError(
-                        f"Train: {name} cannot run at {cpu_hz:g} Hz; its range is up to {boards[name].cpu_hz:g} Hz"
-                    )
-                for what, value in (("local_steps", part.local_steps), ("batch_size", part.batch_size)):
-                    if value is not None and value < 1:
-                        raise LimitError(f"Train: {name}: {what} = {value}; at least 1 is needed")
+                _check_work(f"Train: {name}", part, limits_hz[name], num_values)
         case Collect():
             _check_collect(order, bench)
         case Publish(adapter=adapter):
@@ -118,6 +115,22 @@ def _check_names(names: Iterable[str], bench: BenchSpec) -> None:
     strangers = [name for name in names if name not in bench.node_names]
     if strangers:
         raise LimitError(f"the bench has no node {strangers[0]!r}; it has {', '.join(bench.node_names[:8])}")
+
+
+def _check_work(who: str, work: Work, limit_hz: float, num_values: int) -> None:
+    """What a board cannot do in training, or should not."""
+    cpu_hz = work.cpu_hz
+    if cpu_hz is not None and not 0 < cpu_hz <= limit_hz * (1 + _TOLERANCE):
+        raise LimitError(f"{who} cannot run at {cpu_hz:g} Hz; its range is up to {limit_hz:g} Hz")
+    for what, value in (("local_steps", work.local_steps), ("batch_size", work.batch_size)):
+        if value is not None and value < 1:
+            raise LimitError(f"{who}: {what} = {value}; at least 1 is needed")
+    if not (np.isfinite(work.proximal) and work.proximal >= 0):
+        raise LimitError(f"{who}: proximal = {work.proximal}; it must be finite and not negative")
+    if work.factors not in ("both", "A", "B"):
+        raise LimitError(f"{who}: factors = {work.factors!r}; choose both, A or B")
+    if work.drift is not None:
+        _check_vector(f"{who}: drift", work.drift, num_values)
 
 
 def _check_vector(what: str, vector: np.ndarray, num_values: int) -> None:

@@ -182,11 +182,18 @@ class Live:
                 local_steps=work.local_steps,
                 batch_size=work.batch_size,
                 cpu_hz=work.cpu_hz,
+                proximal=work.proximal,
+                factors=work.factors,
             )
             for name, work in order.work.items()
         }
+        arrays = {
+            name: {"drift": work.drift.astype(np.float32, copy=False)}
+            for name, work in order.work.items()
+            if work.drift is not None
+        }
         results = {}
-        for name, done in self.crew.ask(requests, messages.TrainDone).items():
+        for name, done in self.crew.ask(requests, messages.TrainDone, arrays).items():
             facts = done.model_dump(exclude={"kind", "node", "serial"})
             results[name] = LocalResult(num_samples=self._num_samples[name], **facts)
         self.crew.holding = set(results)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 
 from nodes.model import check_targets
 from testbed.core.adapter import Factor, Layout
+from testbed.core.errors import ConfigError
 from testbed.core.specs import LoraSpec
 
 if TYPE_CHECKING:
@@ -19,6 +22,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _INITIAL_DRAW = 4
+
+Factors: TypeAlias = Literal["both", "A", "B"]
+"""Which LoRA factors are trained."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,7 @@ class FlatAdapter:
         initial: values at the start of the experiment, shape [layout.size] float32.
         frozen: values of the frozen factors, shape [frozen_layout.size] float32.
         peft_config: content of `adapter_config.json`.
+        parameters: name of a trained factor -> its parameter in the model.
     """
 
     model: PeftModel
@@ -44,6 +51,7 @@ class FlatAdapter:
     initial: np.ndarray
     frozen: np.ndarray
     peft_config: dict[str, Any]
+    parameters: Mapping[str, torch.nn.Parameter]
 
     def write(self, vector: np.ndarray) -> None:
         """Put a flat adapter into the model, shape [layout.size]."""
@@ -54,6 +62,39 @@ class FlatAdapter:
     def read(self) -> np.ndarray:
         """A copy of the model's flat adapter, shape [layout.size] float32."""
         return self.values.to("cpu", copy=True).numpy()
+
+    @contextmanager
+    def training(self, factors: Factors) -> Iterator[torch.Tensor | None]:
+        """Train only some of the factors for a while: the others get no gradient, and none is computed for them.
+
+        Args:
+            factors: A, B or both.
+
+        Yields:
+            where the factors lie that rest, bool, shape [layout.size]; None if there are none.
+
+        Raises:
+            ConfigError: no factor would be trained.
+        """
+        resting = [factor for factor in self.layout.factors if factors not in ("both", factor.kind)]
+        if not resting:
+            yield None
+            return
+        if len(resting) == len(self.layout.factors):
+            raise ConfigError(
+                f"a round was to train the factors {factors} alone, and the adapter trains none of them",
+                key="lora.freeze_a",
+                remedy="set freeze_a = false, or let the scheme train B or both factors",
+            )
+        where = torch.zeros(self.layout.size, dtype=torch.bool, device=self.values.device)
+        for factor in resting:
+            where[self.layout.slices[factor.name]] = True
+            self.parameters[factor.name].requires_grad_(False)
+        try:
+            yield where
+        finally:
+            for factor in resting:
+                self.parameters[factor.name].requires_grad_(True)
 
 
 def attach(base: PreTrainedModel, spec: LoraSpec, seed: int) -> FlatAdapter:
@@ -116,6 +157,7 @@ def attach(base: PreTrainedModel, spec: LoraSpec, seed: int) -> FlatAdapter:
         initial=trained.pack({factor.name: start[factor.name] for factor in trained.factors}),
         frozen=fixed.pack({factor.name: start[factor.name] for factor in fixed.factors}),
         peft_config=_config_file(config),
+        parameters={factor.name: parameters[factor.name] for factor in trained.factors},
     )
     adapter.write(adapter.initial)
     return adapter

@@ -12,8 +12,8 @@ import queue
 import signal
 import sys
 import threading
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zmq
@@ -24,6 +24,10 @@ from testbed.core import messages
 from testbed.core.bench import BenchSpec
 from testbed.core.errors import BenchError, ConfigError, LinkTimeout, ProtocolError
 from testbed.core.messages import Packet
+from testbed.core.specs import JobSpec
+
+if TYPE_CHECKING:
+    from nodes.trainer import Trainer
 
 _RESULTS = "inproc://results"
 
@@ -63,13 +67,49 @@ def serve(
     agent = _Agent(address, tuple(names), bench)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        agent.run(exit_with_parent=exit_with_parent, connect_timeout_s=connect_timeout_s)
+        agent.run(until=sys.stdin.fileno() if exit_with_parent else None, connect_timeout_s=connect_timeout_s)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        agent.close()
+
+
+def host(
+    address: str,
+    names: Sequence[str],
+    *,
+    until: int,
+    load: Callable[[JobSpec], Trainer] | None = None,
+    connect_timeout_s: float = 60.0,
+) -> None:
+    """Host nodes in the thread that calls, beside a controller in the same process; signals are left alone.
+
+    Args:
+        address: of the controller, tcp://HOST:PORT.
+        names: the nodes.
+        until: file descriptor, of a pipe for instance; the nodes end when it reaches its end.
+        load: makes the trainer of a job; `nodes.trainer.Trainer` if None. One that remembers its trainers saves what
+            loading takes where several runs have the same job.
+        connect_timeout_s: how long to knock before giving up.
+
+    Raises:
+        ConfigError: the controller refused the nodes.
+        LinkTimeout: the controller did not answer.
+    """
+    agent = _Agent(address, tuple(names), None, load)
+    try:
+        agent.run(until=until, connect_timeout_s=connect_timeout_s)
     finally:
         agent.close()
 
 
 class _Agent:
-    def __init__(self, address: str, names: tuple[str, ...], bench: BenchSpec | None) -> None:
+    def __init__(
+        self,
+        address: str,
+        names: tuple[str, ...],
+        bench: BenchSpec | None,
+        load: Callable[[JobSpec], Trainer] | None = None,
+    ) -> None:
         self._names = names
         self._address = address
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -80,7 +120,7 @@ class _Agent:
         self._stop = threading.Event()
         self._tasks: queue.SimpleQueue[Packet | None] = queue.SimpleQueue()
         self._outbox: zmq.Socket[bytes] | None = None
-        self._worker = Worker(say=self._say, should_stop=self._stop.is_set, bench=bench)
+        self._worker = Worker(say=self._say, should_stop=self._stop.is_set, bench=bench, load=load)
         self._thread = threading.Thread(target=self._work, name="worker", daemon=True)
         self._socket.connect(address)
         self._thread.start()
@@ -112,12 +152,12 @@ class _Agent:
 
     # main thread ---------------------------------------------------------------------------------------------------
 
-    def run(self, *, exit_with_parent: bool, connect_timeout_s: float) -> None:
+    def run(self, *, until: int | None, connect_timeout_s: float) -> None:
         poller = zmq.Poller()
         for socket in (self._socket, self._monitor, self._inbox):
             poller.register(socket, zmq.POLLIN)
-        if exit_with_parent:
-            poller.register(sys.stdin.fileno(), zmq.POLLIN)
+        if until is not None:
+            poller.register(until, zmq.POLLIN)
         welcomed = False
         while True:
             ready: dict[Any, int] = dict(poller.poll(None if welcomed else int(connect_timeout_s * 1000)))
@@ -126,7 +166,7 @@ class _Agent:
                     f"no controller answered at {self._address} within {connect_timeout_s:g} s",
                     remedy="start the run first, and check host, port and firewall",
                 )
-            if exit_with_parent and sys.stdin.fileno() in ready and not os.read(sys.stdin.fileno(), 1024):
+            if until is not None and until in ready and not os.read(until, 1024):
                 return
             if self._monitor in ready:
                 self._watch()
@@ -167,7 +207,6 @@ class _Agent:
 
     def close(self) -> None:
         """Mute, say goodbye, end the worker."""
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         self._stop.set()
         self._tasks.put(None)
         self._mute()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,28 +18,31 @@ if TYPE_CHECKING:
 BUILTIN = {"tiny": Path(__file__).parent / "builtin" / "tiny"}
 """Models that ship with the testbed."""
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "nf4": torch.bfloat16}
+"""Of what is not quantised, and of what is computed."""
 
 
-def load_base(spec: ModelSpec) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_base(spec: ModelSpec, device: torch.device | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The pre-trained model, frozen and in evaluation mode, and its tokenizer with a pad token.
 
     A hub name is looked for in the cache of this machine first, so that a node works without network.
 
     Args:
         spec: which base, and the number format of its weights.
+        device: where weights of 4 bits are made and will stay; the CPU if None. Others are loaded to the CPU.
 
     Raises:
-        ConfigError: the model is not there or cannot be read.
+        ConfigError: the model is not there or cannot be read, or weights of 4 bits cannot be had here.
     """
+    device = device or torch.device("cpu")
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     folder = _folder(spec.base)
     if folder is not None:
-        return _from_folder(str(folder), spec, offline=True)
+        return _from_folder(str(folder), spec, device, offline=True)
     try:
-        return _from_folder(spec.base, spec, offline=True)
+        return _from_folder(spec.base, spec, device, offline=True)
     except ConfigError:
         if not hub_may_answer():
             raise ConfigError(
@@ -46,7 +50,7 @@ def load_base(spec: ModelSpec) -> tuple[PreTrainedModel, PreTrainedTokenizerBase
                 key="model.base",
                 remedy="fetch it on a machine with network, copy it here and give the folder; or use builtin:tiny",
             ) from None
-        return _from_folder(spec.base, spec, offline=False)
+        return _from_folder(spec.base, spec, device, offline=False)
 
 
 def _folder(base: str) -> Path | None:
@@ -81,20 +85,28 @@ def _folder(base: str) -> Path | None:
     return None
 
 
-def _from_folder(name: str, spec: ModelSpec, *, offline: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _from_folder(
+    name: str, spec: ModelSpec, device: torch.device, *, offline: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    quantised = _four_bits(device) if spec.dtype == "nf4" else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=offline)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=_DTYPES[spec.dtype], local_files_only=offline)
+        model = AutoModelForCausalLM.from_pretrained(
+            name, dtype=_DTYPES[spec.dtype], local_files_only=offline, **quantised
+        )
     except Exception as error:  # the libraries below raise a dozen unrelated kinds
         reason = next(iter(str(error).strip().splitlines()), "no reason given")
+        four = ", or that this device can hold weights of 4 bits: dtype bfloat16 needs nothing" if quantised else ""
         raise ConfigError(
             f"{spec.base} cannot be loaded as a causal language model ({type(error).__name__}: {reason})",
             key="model.base",
             remedy="give a complete folder in Hugging Face format; for a hub name, check name and network, or fetch it "
-            "elsewhere with save_pretrained and give the folder",
+            f"elsewhere with save_pretrained and give the folder{four}",
         ) from error
+    if quantised:
+        _keep_weights(model)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
     model.config.pad_token_id = tokenizer.pad_token_id
@@ -102,6 +114,54 @@ def _from_folder(name: str, spec: ModelSpec, *, offline: bool) -> tuple[PreTrain
     model.requires_grad_(False)
     model.eval()
     return model, tokenizer
+
+
+def _four_bits(device: torch.device) -> dict[str, Any]:
+    """What `from_pretrained` has to be told for 4-bit weights.
+
+    Linear layers but the output layer hold W in blocks of 64 values of the 16 quantiles of a normal law (NF4), with one
+    scale a block, the scales themselves in 8 bits; every product is computed in bfloat16.
+
+    Raises:
+        ConfigError: the library is not here, or does not run here.
+
+    Reference: Dettmers, Pagnoni, Holtzman, Zettlemoyer, "QLoRA: Efficient Finetuning of Quantized LLMs", NeurIPS 2023,
+    arXiv 2305.14314.
+    """
+    remedy = 'pip install "testbed[quantized]" on every board, or take dtype = "bfloat16"'
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            "weights of 4 bits need bitsandbytes, which is not installed here",
+            key="model.dtype",
+            remedy=remedy,
+        )
+    try:
+        import bitsandbytes  # noqa: F401
+        from transformers import BitsAndBytesConfig
+    except Exception as error:  # a missing shared object, another processor, another torch
+        raise ConfigError(
+            f"weights of 4 bits need bitsandbytes, which does not run here ({type(error).__name__}: {error})",
+            key="model.dtype",
+            remedy=remedy,
+        ) from error
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    return {"quantization_config": config, "device_map": {"": str(device)}}
+
+
+def _keep_weights(model: torch.nn.Module) -> None:
+    """Forbid the library to repack weights, with rounded scales, when a CPU first evaluates: scores and later rounds
+    would then depend on what was computed before.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 def linear_names(model: torch.nn.Module) -> tuple[str, ...]:

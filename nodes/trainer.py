@@ -18,8 +18,9 @@ import numpy as np
 import torch
 
 from nodes import data
-from nodes.adapters import FlatAdapter, attach
+from nodes.adapters import Factors, FlatAdapter, attach
 from nodes.likelihood import EvalSums, Likelihood
+from nodes.local_terms import LocalTerms
 from nodes.model import load_base
 from nodes.tokens import Batch, Encoded, Encoder, collate
 from testbed.core.adapter import Layout
@@ -41,6 +42,7 @@ class TrainOutcome:
         num_samples: rows seen, repetitions counted.
         num_tokens: tokens seen, padding not counted.
         steps: optimiser steps taken.
+        step_size: of plain gradient descent; 0 where the optimiser scales or remembers gradients.
     """
 
     vector: np.ndarray
@@ -50,6 +52,7 @@ class TrainOutcome:
     num_samples: int
     num_tokens: int
     steps: int
+    step_size: float
 
 
 class Trainer:
@@ -73,7 +76,7 @@ class Trainer:
                 key="training.task",
                 remedy='use task = "language", or a template with labels',
             )
-        base, tokenizer = load_base(job.model)
+        base, tokenizer = load_base(job.model, self._device)
         self._pad = int(tokenizer.pad_token_id)
         self._encoder = Encoder(tokenizer, job.training.sequence_length)
         self._adapter: FlatAdapter = attach(base.to(self._device), job.lora, job.seed)
@@ -132,10 +135,13 @@ class Trainer:
         *,
         local_steps: int | None = None,
         batch_size: int | None = None,
+        proximal: float = 0.0,
+        drift: np.ndarray | None = None,
+        factors: Factors = "both",
         progress: Callable[[float], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> TrainOutcome:
-        """Fine-tune the adapter on the node's rows.
+        """Fine-tune the adapter on the node's rows. Losses are those of the data, without the proximal term.
 
         Args:
             node: whose rows.
@@ -143,11 +149,12 @@ class Trainer:
             start: flat adapter to begin with, shape [layout.size]; left as it is.
             local_steps: optimiser steps; those of the job by default.
             batch_size: rows of a forward pass; that of the job by default.
+            proximal, drift, factors: as of `testbed.core.orders.Work`, carried out by `nodes.local_terms`.
             progress: called after each step with the fraction done.
             should_stop: asked after each step; True ends the round early.
 
         Raises:
-            ConfigError: the loss is not finite.
+            ConfigError: the loss is not finite, or no factor is trained.
             ProtocolError: unknown node, or a vector of another length.
         """
         seeds = [self.job.seed, self._index(node), round_index]
@@ -161,7 +168,11 @@ class Trainer:
         batches = self._batches(node, seeds, batch_size or training.batch_size)
         losses: list[float] = []
         num_samples = num_tokens = 0
-        with torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else []):
+        devices = [self._device] if self._device.type == "cuda" else []
+        with adapter.training(factors) as resting, torch.random.fork_rng(devices=devices):
+            terms = LocalTerms.of(
+                adapter, proximal=proximal, drift=drift, resting=resting, max_norm=training.max_grad_norm
+            )
             torch.manual_seed(int(np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0]) >> 1)
             for step in range(steps):
                 group = [next(batches) for _ in range(training.gradient_accumulation)]
@@ -172,9 +183,9 @@ class Trainer:
                         key="training.learning_rate",
                         remedy="lower the learning rate, or the precoder noise that reaches the adapter",
                     )
-                if training.max_grad_norm is not None:
-                    torch.nn.utils.clip_grad_norm_([flat], training.max_grad_norm)
+                terms.bend(flat)
                 optimizer.step()
+                terms.rest(flat)
                 losses.append(loss)
                 num_samples += sum(len(batch.input_ids) for batch in group)
                 num_tokens += sum(batch.num_tokens for batch in group)
@@ -191,6 +202,7 @@ class Trainer:
             num_samples=num_samples,
             num_tokens=num_tokens,
             steps=len(losses),
+            step_size=training.learning_rate if training.optimizer == "sgd" and training.momentum == 0 else 0.0,
         )
 
     def evaluate(self, vector: np.ndarray, *, shard: int = 0, num_shards: int = 1, batch_size: int = 32) -> EvalSums:

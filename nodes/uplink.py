@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from testbed.core import messages
+from testbed.core.adapter import Layout
 from testbed.core.bench import WaveformSpec
+from testbed.core.errors import ProtocolError
 from testbed.core.orders import Payload
+from testbed.lora import parcel
 from testbed.phy import frames, ofdm, overair, packets, papr, payload, voting
 from testbed.phy.coding_schemes import scheme_named
 from testbed.phy.flexframe import modulate
@@ -47,16 +50,20 @@ class Uplink:
     Attributes:
         update: trained minus published adapter, shape [num_values] float32; None before the first training.
         residual: what earlier payloads left out, shape [num_values]; None where nothing is fed back.
+        layout: order of the update's values, for payloads that choose among them.
+        before: published adapter that the update started from, shape [num_values].
     """
 
     update: np.ndarray | None = None
     residual: np.ndarray | None = None
+    layout: Layout | None = None
+    before: np.ndarray | None = None
     _transfer: int | None = None
     _encoded: bytes = field(default=b"", repr=False)
 
-    def trained(self, update: np.ndarray) -> None:
-        """Take a new update, shape [num_values]; nothing of it is encoded yet."""
-        self.update, self._transfer = update, None
+    def trained(self, update: np.ndarray, before: np.ndarray | None = None, layout: Layout | None = None) -> None:
+        """Take a new update and what it started from, shape [num_values]; nothing of it is encoded yet."""
+        self.update, self.before, self.layout, self._transfer = update, before, layout, None
 
     def analogue(
         self, update: np.ndarray, request: messages.SendAnalogue, precoder: np.ndarray, rate_hz: float
@@ -97,14 +104,25 @@ class Uplink:
     def encoded(self, update: np.ndarray, kind: Payload, transfer: int) -> bytes:
         """The update's bytes, the same for every request of one transfer."""
         if self._transfer != transfer:
-            if kind.error_feedback:
-                self._encoded, self.residual = payload.with_error_feedback(
-                    update, np.zeros_like(update) if self.residual is None else self.residual, kind
-                )
-            else:
-                self._encoded = payload.encode(update, kind)
+            self._encoded = self._encode(update, kind, transfer)
             self._transfer = transfer
         return self._encoded
+
+    def _encode(self, update: np.ndarray, kind: Payload, transfer: int) -> bytes:
+        if kind.error_feedback and self.residual is None:
+            self.residual = np.zeros_like(update)
+        if parcel.is_whole(kind):
+            if not kind.error_feedback or self.residual is None:
+                return payload.encode(update, kind)
+            data, self.residual = payload.with_error_feedback(update, self.residual, kind)
+            return data
+        if self.layout is None or self.before is None:
+            raise ProtocolError("a payload that sends a part of an update needs to know its layout")
+        whole = update + self.residual if kind.error_feedback and self.residual is not None else update
+        data = parcel.encode(self.layout, kind, self.before, whole, seed=transfer)
+        if kind.error_feedback:
+            self.residual = whole - parcel.decode(self.layout, kind, data)[0]
+        return data
 
 
 def _coefficient(precoder: np.ndarray) -> complex | np.ndarray:

@@ -46,11 +46,13 @@ class Worker:
         say: sends a message with its arrays to the controller.
         should_stop: asked between optimiser steps; True ends training early.
         bench: this board's own bench file; the controller's is used if None.
+        load: makes the trainer of a job; `nodes.trainer.Trainer` if None.
     """
 
     say: Say
     should_stop: Callable[[], bool]
     bench: BenchSpec | None = None
+    load: Callable[[JobSpec], Trainer] | None = None
     _nodes: dict[str, _Node] = field(default_factory=dict)
     _job: JobSpec | None = None
     _trainer: Trainer | None = None
@@ -70,7 +72,7 @@ class Worker:
             case messages.AdjustRadio():
                 self._adjust(request)
             case messages.TrainTask():
-                self._train(request)
+                self._train(request, packet.arrays)
             case messages.SendPilots():
                 self._transmit(request, sounding.build(request.num_pilots, request.waveform, request.power_w))
             case messages.SendSamples():
@@ -94,6 +96,10 @@ class Worker:
                 else:
                     data = uplink.encoded(update, request.payload, request.transfer)
                     self._say(request, messages.Update, {}, {"payload": np.frombuffer(data, np.uint8)})
+            case messages.EncodeUpdate():
+                uplink, update = self._uplink(request.node)
+                data = uplink.encoded(update, request.payload, request.transfer)
+                self._say(request, messages.Encoded, {"num_bytes": len(data)})
             case messages.SendResidual():
                 node = self._node(request.node)
                 residual = np.zeros_like(node.adapter) if node.uplink.residual is None else node.uplink.residual
@@ -123,6 +129,7 @@ class Worker:
                 | messages.TrainDone()
                 | messages.Sent()
                 | messages.Update()
+                | messages.Encoded()
                 | messages.Residual()
                 | messages.ClockRead()
                 | messages.EvaluateDone()
@@ -199,7 +206,7 @@ class Worker:
         name = request.node
         if self._trainer is None or self._job != request.job:
             self.say(messages.Progress(node=name, activity="loading", fraction=0.0), {})
-            self._trainer, self._job = Trainer(request.job), request.job
+            self._trainer, self._job = (self.load or Trainer)(request.job), request.job
         self._open(request, self._bench_of(request), self._trainer.initial)
         self._say(
             request,
@@ -239,7 +246,7 @@ class Worker:
         radio.adjust(rx_gain=request.rx_gain, tx_gain=request.tx_gain, crystal_hz=request.crystal_hz)
         self._say(request, messages.Done, {})
 
-    def _train(self, request: messages.TrainTask) -> None:
+    def _train(self, request: messages.TrainTask, arrays: Mapping[str, np.ndarray]) -> None:
         node, trainer = self._node(request.node), self._trained()
         node.devices.meter.begin(request.cpu_hz)
         outcome = trainer.train(
@@ -248,12 +255,15 @@ class Worker:
             node.adapter,
             local_steps=request.local_steps,
             batch_size=request.batch_size,
+            proximal=request.proximal,
+            drift=arrays.get("drift"),
+            factors=request.factors,
             progress=self._report(request.node, "training"),
             should_stop=self.should_stop,
         )
         spent = node.devices.meter.end(num_tokens=outcome.num_tokens, cpu_hz=request.cpu_hz)
         update = outcome.vector - node.adapter
-        node.uplink.trained(update)
+        node.uplink.trained(update, node.adapter, trainer.layout)
         self._say(
             request,
             messages.TrainDone,
@@ -266,6 +276,8 @@ class Worker:
                 "update_std": float(update.std(dtype=np.float64)),
                 "seconds": spent.seconds,
                 "joules": spent.joules,
+                "num_steps": outcome.steps,
+                "step_size": outcome.step_size,
             },
         )
 

@@ -18,13 +18,16 @@ from testbed.core.errors import ProtocolError
 
 
 class Factor(BaseModel):
-    """One LoRA factor: its key in `adapter_model.safetensors`, its shape, and the module it adapts."""
+    """One trained tensor: its key in `adapter_model.safetensors`, its shape, and the module it adapts.
+
+    Kinds: A and B of LoRA; down, up and their bias of a bottleneck adapter. Biases have one axis, all others two.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    shape: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
-    kind: Literal["A", "B"]
+    shape: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1, max_length=2)]
+    kind: Literal["A", "B", "down", "up", "bias"]
     module: str
 
     @property

@@ -192,6 +192,7 @@ class RadioSpec(Spec):
 class BenchSpec(Spec):
     """A whole bench."""
 
+    extends: None = Field(None, description="a preset or file whose keys hold where this file has none")
     name: str = Field(min_length=1)
     carrier_hz: Positive = 2.45e9
     sample_rate_hz: Positive = 5e6

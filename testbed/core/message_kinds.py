@@ -73,6 +73,8 @@ class TrainDone(Request):
     update_std: float
     seconds: float
     joules: float
+    num_steps: int = 0
+    step_size: float = Field(0.0, description="as of `testbed.core.orders.LocalResult`")
 
 
 class Sent(Request):
@@ -190,13 +192,18 @@ class AdjustRadio(Request):
 
 
 class TrainTask(Request):
-    """Fine-tune locally from the published adapter and keep the update."""
+    """Fine-tune locally from the published adapter and keep the update; see `testbed.core.orders.Work`.
+
+    Array, where the work has one: `drift` float32 [layout.size].
+    """
 
     kind: Literal["train"] = "train"
     round_index: int
     local_steps: int | None = None
     batch_size: int | None = None
     cpu_hz: float | None = None
+    proximal: float = 0.0
+    factors: Literal["both", "A", "B"] = "both"
 
 
 class MeasureGradients(Request):
@@ -301,6 +308,21 @@ class SendUpdate(Request):
     transfer: int = 0
 
 
+class EncodeUpdate(Request):
+    """Encode the update and say how many bytes it became, where that depends on the update."""
+
+    kind: Literal["encode-update"] = "encode-update"
+    payload: Payload
+    transfer: int
+
+
+class Encoded(Request):
+    """Answer to `EncodeUpdate`."""
+
+    kind: Literal["encoded"] = "encoded"
+    num_bytes: int
+
+
 class SendResidual(Request):
     """Report what the node's payloads have left out so far, so that a run can be resumed."""
 
@@ -379,6 +401,8 @@ Message: TypeAlias = (
     | SendSigns
     | SendPackets
     | SendUpdate
+    | EncodeUpdate
+    | Encoded
     | SendResidual
     | SetResidual
     | ReadClock

@@ -23,6 +23,8 @@ from testbed.core.message_kinds import (
     ClockRead,
     Configure,
     Done,
+    Encoded,
+    EncodeUpdate,
     EvaluateDone,
     EvaluateTask,
     Failed,
@@ -66,6 +68,8 @@ __all__ = [
     "ClockRead",
     "Configure",
     "Done",
+    "EncodeUpdate",
+    "Encoded",
     "EvaluateDone",
     "EvaluateTask",
     "Failed",
@@ -104,7 +108,7 @@ __all__ = [
     "encode",
 ]
 
-PROTOCOL = 3
+PROTOCOL = 4
 
 _DTYPES = frozenset({"float32", "float64", "float16", "complex64", "complex128", "int8", "uint8", "int32", "int64"})
 _MAX_HEAD_BYTES = 16 * 1024 * 1024

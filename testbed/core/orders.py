@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, Literal, TypeAlias, TypeVar, cast
 
 import numpy as np
 
-from testbed.core.uplinks import Analogue, Digital, Ideal, MajorityVote, OneBit, Payload, Uplink
+from testbed.core.uplinks import Analogue, Digital, Ideal, MajorityVote, OneBit, Part, Payload, Uplink
 
 __all__ = [
     "ORDERS",
@@ -33,6 +33,7 @@ __all__ = [
     "MovedAndTrained",
     "OneBit",
     "Order",
+    "Part",
     "Payload",
     "Publish",
     "Published",
@@ -49,6 +50,7 @@ __all__ = [
     "Work",
     "collect",
     "evaluate",
+    "gather",
     "move",
     "move_while_training",
     "publish",
@@ -119,11 +121,19 @@ class Work:
         local_steps: optimiser steps.
         batch_size: rows of one forward pass.
         cpu_hz: CPU frequency; the board's highest if None.
+        proximal: mu of the term (mu / 2) ||w - w_published||^2 that the board adds to its loss (FedProx,
+            arXiv 1812.06127); it counts in `max_grad_norm` but not in the losses that are reported.
+        drift: constant vector that is added to the gradient of every step, after that was shortened to
+            `max_grad_norm`, shape [num_values]; SCAFFOLD's c - c_m (arXiv 1910.06378).
+        factors: which LoRA factors are trained; the others stay as they were published.
     """
 
     local_steps: int | None = None
     batch_size: int | None = None
     cpu_hz: float | None = None
+    proximal: float = 0.0
+    drift: np.ndarray | None = None
+    factors: Literal["both", "A", "B"] = "both"
 
 
 @dataclass(frozen=True)
@@ -152,6 +162,8 @@ class Collect:
             f^H h_m b_m = scale for every node that votes with `OneBit`.
         share: part of the weights that sends on each active subcarrier, shape [num_active]; all of it if None.
         expected_mse: predicted E||error||^2 of the mean, logged beside what is measured.
+        deadline_s: of `Ideal` and `Digital`: what has not arrived so many seconds after the first node began to send is
+            lost to the round; without it the order waits for everybody.
     """
 
     uplinks: Mapping[str, Uplink]
@@ -159,6 +171,7 @@ class Collect:
     scale: float | None = None
     share: np.ndarray | None = None
     expected_mse: float | None = None
+    deadline_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -240,6 +253,9 @@ class LocalResult:
         num_tokens: tokens it trained on.
         update_mean, update_std: over the values of the update; side information of the analogue uplink.
         seconds, joules: of this node.
+        num_steps: optimiser steps it took.
+        step_size: of plain gradient descent, where update = -step_size * sum of the steps' gradients; 0 where the
+            optimiser scales or remembers them (AdamW, momentum).
     """
 
     loss_first: float
@@ -251,6 +267,8 @@ class LocalResult:
     update_std: float
     seconds: float
     joules: float
+    num_steps: int = 0
+    step_size: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -289,6 +307,8 @@ class Collected:
         mean: weighted mean of the updates of the nodes that arrived, or the majority's signs (-1, 0 or 1), shape
             [num_values], float32.
         updates: node -> its own update, for `Ideal` and `Digital`; over the air only the sum exists and this is empty.
+        covered: node -> which values its bytes spoke of, shape [num_values], bool, where its payload left values out;
+            the others are 0 in `updates` and `mean`.
         missing: nodes that stayed silent, or whose packets were lost.
         energy_j: node -> transmit energy.
         deliveries: node -> its packets, for `Digital`.
@@ -298,6 +318,7 @@ class Collected:
 
     mean: np.ndarray
     updates: Mapping[str, np.ndarray] = field(default_factory=dict)
+    covered: Mapping[str, np.ndarray] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
     energy_j: Mapping[str, float] = field(default_factory=dict)
     deliveries: Mapping[str, Delivery] = field(default_factory=dict)
@@ -390,9 +411,15 @@ def collect(
     scale: float | None = None,
     share: np.ndarray | None = None,
     expected_mse: float | None = None,
+    deadline_s: float | None = None,
 ) -> Generator[Order, Reply, Collected]:
     """`collected = yield from collect(uplinks)`."""
-    return cast(Collected, (yield from _ask(Collect(uplinks, combiner, scale, share, expected_mse))))
+    return (yield from gather(Collect(uplinks, combiner, scale, share, expected_mse, deadline_s)))
+
+
+def gather(order: Collect) -> Generator[Order, Reply, Collected]:
+    """`collected = yield from gather(order)`, for an order that a block has made."""
+    return cast(Collected, (yield from _ask(order)))
 
 
 def publish(adapter: np.ndarray) -> Generator[Order, Reply, Published]:

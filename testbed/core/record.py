@@ -23,6 +23,7 @@ _TYPES: Mapping[str, type] = {
         *orders.REPLIES,
         orders.Spent,
         orders.Work,
+        orders.Part,
         orders.Payload,
         orders.Ideal,
         orders.Digital,

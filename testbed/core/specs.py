@@ -25,7 +25,11 @@ class ModelSpec(Spec):
         description="builtin:tiny, a local folder in Hugging Face format, "
         "or a hub name such as openlm-research/open_llama_3b_v2",
     )
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="number format of the frozen base weights")
+    dtype: Literal["float32", "bfloat16", "nf4"] = Field(
+        "float32",
+        description="number format of the frozen base weights; nf4 has 4 bits (QLoRA, arXiv 2305.14314), computes in "
+        "bfloat16 and needs the extra testbed[quantized] on every board",
+    )
 
 
 class LoraSpec(Spec):

@@ -9,19 +9,43 @@ import numpy as np
 
 
 @dataclass(frozen=True)
+class Part:
+    """Which values of the flat vector may travel, known to both sides beforehand; the rest stay with the node.
+
+    Attributes:
+        kinds: of factors; all if empty.
+        patterns: names of factors, with * for anything; all if empty.
+        ranks: the first so many ranks of every LoRA module; all if None.
+        segment: (k, n): the k-th of n stretches of what is left, as equal as can be; all of it if None.
+    """
+
+    kinds: tuple[str, ...] = ()
+    patterns: tuple[str, ...] = ()
+    ranks: int | None = None
+    segment: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
 class Payload:
     """How an update becomes bytes.
 
     Attributes:
         kind: float32; float16; int8, with one scale for every 256 values; sign, one bit and one scale; topk, the
             largest values as float16 with their indices.
-        keep: share of the values that topk sends.
+        keep: share of the values that topk and `choice` send.
         error_feedback: the node adds what this round's bytes leave out to its next update.
+        part: values that may travel.
+        choice: which of them do, chosen by the node and told by a bitmap or indices: all; pairs, the rank pairs that
+            changed their modules most (SOFT); separate, rows of A and columns of B of largest norm; random, rank pairs
+            drawn by lot; scores, single values weighted by the norms of the other factor (FedSRD), of kind topk;
+            touched, the rows of B and columns of A that training changed (after structured pruning).
     """
 
     kind: Literal["float32", "float16", "int8", "sign", "topk"] = "float32"
     keep: float = 0.1
     error_feedback: bool = False
+    part: Part = Part()
+    choice: Literal["all", "pairs", "separate", "random", "scores", "touched"] = "all"
 
 
 @dataclass(frozen=True)

@@ -139,7 +139,7 @@ def check_scheme(
 
     The bench answers with made-up channels and unit updates; see `testbed.engine.dry`.
     """
-    answerer = DryBench(bench, experiment, adapter.size, np.random.default_rng(experiment.seed))
+    answerer = DryBench(bench, experiment, adapter.layout, np.random.default_rng(experiment.seed))
     check_needs(type(scheme).__name__, scheme.needs, claimed_capabilities(bench), bench)
     fleet = Fleet.of(bench, {name: 10 + index for index, name in enumerate(bench.node_names)})
     steps: list[Step] = []

@@ -128,6 +128,15 @@ class Crew:
         }
         return {name: packet.arrays["payload"].tobytes() for name, packet in self._packets(requests).items()}
 
+    def encoded_bytes(self, payloads: Mapping[str, Payload], transfer: int) -> dict[str, int]:
+        """How many bytes the updates of nodes that hold one become."""
+        requests: dict[str, messages.Message] = {
+            name: messages.EncodeUpdate(node=name, payload=payload, transfer=transfer)
+            for name, payload in payloads.items()
+            if name in self.holding
+        }
+        return {name: answer.num_bytes for name, answer in self.ask(requests, messages.Encoded).items()}
+
     def residuals(self, names: Iterable[str]) -> dict[str, np.ndarray]:
         """What the payloads of connected nodes have left out, shape [num_values] float32 each."""
         connected = self.devices.link.nodes

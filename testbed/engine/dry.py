@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, assert_never
 
 import numpy as np
 
-from testbed.core.adapter import Adapter
+from testbed.core.adapter import Adapter, Layout
 from testbed.core.bench import BenchSpec
 from testbed.core.errors import ConfigError
 from testbed.core.fleet import Fleet
@@ -51,8 +52,10 @@ from testbed.engine.config import ExperimentSpec
 from testbed.engine.limits import check_needs, check_order, claimed_capabilities
 from testbed.engine.perform import perform
 from testbed.engine.sums import air_time
+from testbed.lora import parcel
+from testbed.lora.choice import part_mask
 from testbed.lora.llama_layout import llama_layout
-from testbed.phy import budget, ofdm, payload, voting
+from testbed.phy import budget, ofdm, voting
 from testbed.phy import sounding as pilots
 from testbed.phy.coding_schemes import SCHEMES, choose, scheme_named
 
@@ -91,7 +94,7 @@ def dry_experiment(experiment: ExperimentSpec, scheme: Scheme[Any], bench: Bench
     layout = llama_layout(_model_config(experiment.model.base), experiment.lora)
     rng = np.random.default_rng([experiment.seed, 0])
     adapter = Adapter(layout=layout, initial=np.zeros(layout.size, np.float32))
-    answerer = DryBench(bench, experiment, layout.size, rng)
+    answerer = DryBench(bench, experiment, layout, rng)
     check_needs(experiment.scheme.name, scheme.needs, claimed_capabilities(bench), bench, scheme.instead)
     steps: list[DryStep] = []
 
@@ -154,11 +157,16 @@ class DryBench:
 
     bench: BenchSpec
     experiment: ExperimentSpec
-    num_values: int
+    layout: Layout
     rng: np.random.Generator
     round_index: int = 0
     note: str = ""
     positions_m: np.ndarray = field(init=False)
+
+    @property
+    def num_values(self) -> int:
+        """Length of the adapter vector."""
+        return self.layout.size
 
     def __post_init__(self) -> None:
         self.positions_m = np.array([antenna.home_m for antenna in self.bench.array.antennas])
@@ -239,6 +247,7 @@ class DryBench:
     def _train(self, order: Train) -> Trained:
         boards = {board.name: board for board in self.bench.boards}
         training = self.experiment.training
+        step_size = training.learning_rate if training.optimizer == "sgd" and training.momentum == 0 else 0.0
         results = {}
         for name, work in order.work.items():
             rows = (work.local_steps or training.local_steps or 0) * (work.batch_size or training.batch_size)
@@ -247,12 +256,15 @@ class DryBench:
             cpu_hz = work.cpu_hz or board.cpu_hz
             seconds = budget.compute_seconds(tokens, board.cycles_per_token, cpu_hz)
             joules = budget.compute_joules(tokens, board.cycles_per_token, cpu_hz, board.kappa)
-            results[name] = LocalResult(0.0, 0.0, 0.0, 1, tokens, 0.0, 1.0, seconds, joules)
+            steps = work.local_steps or training.local_steps or 0
+            results[name] = LocalResult(0.0, 0.0, 0.0, 1, tokens, 0.0, 1.0, seconds, joules, steps, step_size)
         self.note = "at most: every row as long as training.sequence_length"
         if training.local_steps is None:
             self.note = "local_epochs: the length of training is known only with the data"
+        link, drifts = self.bench.link, any(work.drift is not None for work in order.work.values())
+        downlink_s = 32.0 * self.num_values / link.downlink_bit_s if drifts else 0.0
         spent = Spent(max((r.seconds for r in results.values()), default=0.0), sum(r.joules for r in results.values()))
-        return Trained(results, spent=spent)
+        return Trained(results, spent=spent + Spent(downlink_s, link.server_power_w * downlink_s, downlink_s))
 
     def _collect(self, order: Collect) -> Collected:
         result = np.zeros(self.num_values, np.float32)
@@ -271,15 +283,23 @@ class DryBench:
             case _:
                 assert_never(first)
         energy_j = {name: _power_w(uplink) * times[name] for name, uplink in order.uplinks.items()}
-        seconds = max(times.values())
+        seconds = min(max(times.values()), math.inf if order.deadline_s is None else order.deadline_s)
         spent = Spent(seconds, sum(energy_j.values()), seconds)
-        updates = dict.fromkeys(order.uplinks, result) if isinstance(first, Ideal | Digital) else {}
-        return Collected(result, updates, energy_j=energy_j, spent=spent)
+        if not isinstance(first, Ideal | Digital):
+            return Collected(result, energy_j=energy_j, spent=spent)
+        late = tuple(name for name in order.uplinks if order.deadline_s is not None and times[name] > order.deadline_s)
+        covered = {
+            name: part_mask(self.layout, uplink.payload.part)
+            for name, uplink in order.uplinks.items()
+            if isinstance(uplink, Ideal | Digital) and name not in late and not parcel.is_whole(uplink.payload)
+        }
+        updates = {name: result for name in order.uplinks if name not in late}
+        return Collected(result, updates, covered, late, energy_j=energy_j, spent=spent)
 
     def _parcel_s(self, uplink: Uplink) -> float:
         """Air time of one node's bytes when nothing is lost."""
         assert isinstance(uplink, Ideal | Digital)
-        num_bits = 8.0 * payload.num_bytes(uplink.payload, self.num_values)
+        num_bits = 8.0 * parcel.typical_bytes(self.layout, uplink.payload)
         if isinstance(uplink, Ideal):
             return budget.digital_air_time_s(num_bits, uplink.rate_bit_s)
         scheme = scheme_named(uplink.scheme) if uplink.scheme else choose(uplink.snr) or SCHEMES[0]

@@ -177,6 +177,8 @@ def _check_positions(positions_m: np.ndarray, bench: BenchSpec) -> None:
 
 def _check_collect(order: Collect, bench: BenchSpec) -> None:
     _check_names(order.uplinks, bench)
+    if order.deadline_s is not None and not 0 < order.deadline_s < np.inf:
+        raise LimitError(f"Collect: deadline_s = {order.deadline_s}; it must be positive and finite")
     if not order.uplinks:
         raise LimitError("Collect: nobody is asked to send")
     kinds = {type(uplink) for uplink in order.uplinks.values()}
@@ -311,5 +313,9 @@ def _check_positive(name: str, **numbers: float) -> None:
 
 
 def _check_payload(name: str, payload: Payload) -> None:
+    if payload.choice == "scores" and payload.kind != "topk":
+        raise LimitError(f"Collect: {name}: choice scores sends single values; make the payload's kind topk")
+    if payload.choice != "all" and payload.choice != "scores" and payload.kind == "topk":
+        raise LimitError(f"Collect: {name}: choice {payload.choice} and kind topk both choose values; use one of them")
     if not 0 < payload.keep <= 1:
         raise LimitError(f"Collect: {name}: keep = {payload.keep:g}; the share of values that are sent is in (0, 1]")

@@ -10,7 +10,7 @@ from typing import assert_never
 import numpy as np
 
 from testbed.core import messages
-from testbed.core.adapter import Adapter
+from testbed.core.adapter import Adapter, Layout
 from testbed.core.bench import BenchSpec
 from testbed.core.devices import Devices
 from testbed.core.errors import DeviceError
@@ -70,6 +70,7 @@ class Live:
     last_audit: dict[str, float] = field(default_factory=dict)
     num_values: int = 0
     """Length of the adapter vector, known once the nodes are ready."""
+    _layout: Layout = field(default_factory=lambda: Layout(factors=()))
     _num_samples: dict[str, int] = field(default_factory=dict)
     _transfers: tuple[int, int] = (-1, 0)
     _feeding_back: set[str] = field(default_factory=set)
@@ -95,7 +96,7 @@ class Live:
             frozen=ready[first].arrays["frozen"],
             peft_config=facts[first].peft_config,
         )
-        self.num_values = adapter.size
+        self.num_values, self._layout = adapter.size, adapter.layout
         return adapter, Fleet.of(self.bench, self._num_samples, self.fields)
 
     def residuals(self) -> dict[str, np.ndarray]:
@@ -197,10 +198,13 @@ class Live:
             facts = done.model_dump(exclude={"kind", "node", "serial"})
             results[name] = LocalResult(num_samples=self._num_samples[name], **facts)
         self.crew.holding = set(results)
-        seconds = max((result.seconds for result in results.values()), default=0.0)
+        # what the drifts have in common is broadcast; each node knows its own part of its drift
+        downlink_s = 32.0 * self.num_values / self.bench.link.downlink_bit_s if arrays else 0.0
+        seconds = downlink_s + max((result.seconds for result in results.values()), default=0.0)
         self.devices.clock.wait_until(start_s + seconds)
-        joules = sum(result.joules for result in results.values())
-        return Trained(results, tuple(name for name in order.work if name not in results), Spent(seconds, joules))
+        joules = sum(result.joules for result in results.values()) + self.bench.link.server_power_w * downlink_s
+        missing = tuple(name for name in order.work if name not in results)
+        return Trained(results, missing, Spent(seconds, joules, downlink_s))
 
     def _collect(self, order: Collect) -> Collected:
         self._keep_time()
@@ -210,9 +214,9 @@ class Live:
                 self._feeding_back.add(name)
         match first:
             case Ideal():
-                collected = collect_ideal(air, order, self.num_values, self._next_transfer())
+                collected = collect_ideal(air, order, self._layout, self._next_transfer())
             case Digital():
-                collected = collect_packets(air, order, self.num_values, self._next_transfer())
+                collected = collect_packets(air, order, self._layout, self._next_transfer())
             case Analogue():
                 collected = collect_mean(air, order, self.num_values)
             case OneBit():

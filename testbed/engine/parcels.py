@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 
 from testbed.core import messages
+from testbed.core.adapter import Layout
 from testbed.core.errors import DeviceError
-from testbed.core.orders import Collect, Collected, Delivery, Digital, Ideal, Spent
+from testbed.core.orders import Collect, Collected, Delivery, Digital, Ideal, Payload, Spent
 from testbed.engine.air import LONGEST, Air
+from testbed.lora import parcel
 from testbed.lora.aggregate import weighted_mean
 from testbed.phy import flexframe, packets, payload
 from testbed.phy.coding_schemes import SCHEMES, CodingScheme, choose, scheme_named
 from testbed.phy.subcarriers import allocate, max_nodes
+
+_ROUNDING = 1e-9
+
+
+_Decoded: TypeAlias = tuple[np.ndarray, np.ndarray | None]
+"""An update, and which of its values arrived; None for all."""
 
 
 @dataclass
@@ -22,12 +32,14 @@ class _Parcel:
 
     Attributes:
         index: number of the node within the transfer.
+        layout: order of the update's values.
         num_bytes, count: of the whole update, and the packets it takes.
         waiting: packets that have not arrived, with the transmissions each has had.
     """
 
     index: int
     uplink: Digital
+    layout: Layout
     num_bytes: int
     count: int
     scheme: CodingScheme
@@ -45,12 +57,12 @@ class _Parcel:
         """Whether a packet has failed too often, or the node has fallen silent."""
         return self.silent or any(tries >= self.uplink.max_tries for tries in self.waiting.values())
 
-    def update(self, num_values: int) -> np.ndarray | None:
-        """What arrived, shape [num_values]; None where packets are missing or the bytes contradict their checks."""
+    def update(self) -> _Decoded | None:
+        """What arrived; None where packets are missing or the bytes contradict their checks."""
         if self.waiting:
             return None
         try:
-            return payload.decode(self.arrived.data(), num_values)
+            return _decode(self.layout, self.uplink.payload, self.arrived.data())
         except ValueError:
             return None
 
@@ -60,17 +72,18 @@ class _Parcel:
         return Delivery(self.scheme.name, self.num_bytes, self.count, self.sent, snr)
 
 
-def collect_packets(air: Air, order: Collect, num_values: int, transfer: int) -> Collected:
+def collect_packets(air: Air, order: Collect, layout: Layout, transfer: int) -> Collected:
     """Carry out a `Collect` of `Digital` uplinks: selective repeat, all nodes side by side in their subcarriers.
 
     More nodes than fit side by side send in several waves. A wave has the band to itself: its nodes' shares grow by
     the same factor as their time shrinks.
 
     Args:
+        layout: order of the updates' values.
         transfer: number that tells this update's packets from those before.
 
     Raises:
-        DeviceError: no node delivered its update.
+        DeviceError: no node delivered its update, and there was no deadline.
     """
     uplinks = {
         name: uplink
@@ -84,22 +97,26 @@ def collect_packets(air: Air, order: Collect, num_values: int, transfer: int) ->
     for first in range(num_waves):
         wave = dict(list(uplinks.items())[first::num_waves])
         growth = total_hz / sum(uplink.bandwidth_hz for uplink in wave.values())
-        opened = _open(air, wave, growth, num_values, transfer)
-        air_s += _deliver(air, opened, transfer)
+        opened = _open(air, wave, growth, layout, transfer)
+        left_s = None if order.deadline_s is None else order.deadline_s - air_s
+        air_s += _deliver(air, opened, transfer, left_s)
         parcels |= opened
-    decoded = {name: one.update(num_values) for name, one in parcels.items()}
-    updates = {name: update for name, update in decoded.items() if update is not None}
+    decoded = {name: one.update() for name, one in parcels.items()}
+    updates = {name: found for name, found in decoded.items() if found is not None}
     energy_j = {name: one.energy_j for name, one in parcels.items()}
     spent = Spent(air.devices.clock.now_s() - start_s, sum(energy_j.values()), air_s)
     deliveries = {name: one.delivery() for name, one in parcels.items()}
-    return _collected(order, updates, energy_j, spent, deliveries)
+    return _collected(order, layout, updates, energy_j, spent, deliveries)
 
 
-def _deliver(air: Air, parcels: dict[str, _Parcel], transfer: int) -> float:
-    """Ask for what is missing until it has arrived or was tried too often; the seconds on the air."""
+def _deliver(air: Air, parcels: dict[str, _Parcel], transfer: int, left_s: float | None) -> float:
+    """Ask for what is missing until it has arrived, was tried too often or is late; the seconds on the air."""
     air_s = 0.0
     while active := {name: one for name, one in parcels.items() if one.waiting and not one.given_up}:
-        chosen = {name: _fitting(air, one) for name, one in active.items()}
+        chosen = {name: _fitting(air, one, None if left_s is None else left_s - air_s) for name, one in active.items()}
+        active = {name: one for name, one in active.items() if chosen[name]}
+        if not active:
+            break
         begin_s = air.begin_s()
         requests: dict[str, messages.Message] = {
             name: messages.SendPackets(
@@ -117,7 +134,7 @@ def _deliver(air: Air, parcels: dict[str, _Parcel], transfer: int) -> float:
             )
             for name, one in active.items()
         }
-        length = max(_length(air, active[name], len(sequence)) for name, sequence in chosen.items())
+        length = max(_length(air, one, len(chosen[name])) for name, one in active.items())
         arrays = {name: {"allocation": one.allocation} for name, one in active.items()}
         samples, sent = air.capture(requests, length, begin_s, arrays=arrays)
         air_s += length / air.rate_hz
@@ -130,29 +147,53 @@ def _deliver(air: Air, parcels: dict[str, _Parcel], transfer: int) -> float:
     return air_s
 
 
-def collect_ideal(air: Air, order: Collect, num_values: int, transfer: int) -> Collected:
+def collect_ideal(air: Air, order: Collect, layout: Layout, transfer: int) -> Collected:
     """Carry out a `Collect` of `Ideal` uplinks: the bytes arrive over the control link, the clock goes by the rate.
 
+    Args:
+        layout: order of the updates' values.
+        transfer: number that tells this update's bytes from those before.
+
     Raises:
-        DeviceError: no node delivered its update.
+        DeviceError: no node delivered its update, and there was no deadline.
     """
     uplinks = {name: uplink for name, uplink in order.uplinks.items() if isinstance(uplink, Ideal)}
     data = air.crew.fetch_encoded({name: uplink.payload for name, uplink in uplinks.items()}, transfer)
-    updates = {name: payload.decode(content, num_values) for name, content in data.items()}
-    seconds = {name: 8 * len(content) / uplinks[name].rate_bit_s for name, content in data.items()}
+    needed_s = {name: 8 * len(content) / uplinks[name].rate_bit_s for name, content in data.items()}
+    limit_s = math.inf if order.deadline_s is None else order.deadline_s
+    updates = {
+        name: _decode(layout, uplinks[name].payload, content)
+        for name, content in data.items()
+        if needed_s[name] <= limit_s * (1 + _ROUNDING)
+    }
+    # who is late sends until the deadline, in vain
+    seconds = {name: min(one, limit_s) for name, one in needed_s.items()}
     longest_s = max(seconds.values(), default=0.0)
     energy_j = {name: uplinks[name].power_w * seconds[name] for name in data}
     air.devices.clock.wait_until(air.devices.clock.now_s() + longest_s)
-    return _collected(order, updates, energy_j, Spent(longest_s, sum(energy_j.values()), longest_s), {})
+    return _collected(order, layout, updates, energy_j, Spent(longest_s, sum(energy_j.values()), longest_s), {})
+
+
+def _decode(layout: Layout, kind: Payload, data: bytes) -> _Decoded:
+    if parcel.is_whole(kind):
+        return payload.decode(data, layout.size), None
+    return parcel.decode(layout, kind, data)
 
 
 def _collected(
     order: Collect,
-    updates: dict[str, np.ndarray],
+    layout: Layout,
+    arrived: dict[str, _Decoded],
     energy_j: dict[str, float],
     spent: Spent,
     deliveries: dict[str, Delivery],
 ) -> Collected:
+    updates = {name: update for name, (update, _) in arrived.items()}
+    covered = {name: mask for name, (_, mask) in arrived.items() if mask is not None}
+    missing = tuple(name for name in order.uplinks if name not in updates)
+    if not updates and order.deadline_s is not None:
+        mean = np.zeros(layout.size, np.float32)
+        return Collected(mean, {}, {}, missing, energy_j=energy_j, deliveries=deliveries, spent=spent)
     if not updates:
         raise DeviceError(
             "no node delivered its update",
@@ -161,20 +202,20 @@ def _collected(
         )
     weights = {name: uplink.weight for name, uplink in order.uplinks.items() if isinstance(uplink, Digital | Ideal)}
     mean = weighted_mean(updates, weights)
-    missing = tuple(name for name in order.uplinks if name not in updates)
-    return Collected(mean, updates, missing, energy_j=energy_j, deliveries=deliveries, spent=spent)
+    return Collected(mean, updates, covered, missing, energy_j=energy_j, deliveries=deliveries, spent=spent)
 
 
-def _open(air: Air, uplinks: dict[str, Digital], growth: float, num_values: int, transfer: int) -> dict[str, _Parcel]:
+def _open(air: Air, uplinks: dict[str, Digital], growth: float, layout: Layout, transfer: int) -> dict[str, _Parcel]:
     """One parcel for every node, its share of the band `growth` times as wide as ordered."""
+    lengths = _lengths(air, uplinks, layout, transfer)
     waveform = air.bench.waveform
     shares_hz = {name: uplink.bandwidth_hz * growth for name, uplink in uplinks.items()}
     allocations = allocate(shares_hz, waveform, air.bench.sample_rate_hz)
     parcels = {}
-    for index, (name, uplink) in enumerate(uplinks.items()):
+    for index, (name, num_bytes) in enumerate(lengths.items()):
+        uplink = uplinks[name]
         # the same power over a wider share
         scheme = scheme_named(uplink.scheme) if uplink.scheme else choose(uplink.snr / growth) or SCHEMES[0]
-        num_bytes = payload.num_bytes(uplink.payload, num_values)
         # packets are counted with two bytes, so that a long update needs long ones
         shortest = -(-(num_bytes + packets.CHECK_BYTES) // packets.MAX_PACKETS)
         packet_bytes = max(flexframe.best_packet_bytes(scheme, allocations[name], waveform), shortest)
@@ -182,19 +223,38 @@ def _open(air: Air, uplinks: dict[str, Digital], growth: float, num_values: int,
         count = packets.num_packets(num_bytes, packet_bytes)
         waiting = dict.fromkeys(range(count), 0)
         parcels[name] = _Parcel(
-            index, uplink, num_bytes, count, scheme, allocations[name], packet_bytes, arrived, waiting
+            index, uplink, layout, num_bytes, count, scheme, allocations[name], packet_bytes, arrived, waiting
         )
     return parcels
+
+
+def _lengths(air: Air, uplinks: dict[str, Digital], layout: Layout, transfer: int) -> dict[str, int]:
+    """Bytes of every update; nodes whose bytes depend on the update are asked."""
+    lengths = {
+        name: payload.num_bytes(uplink.payload, layout.size)
+        if parcel.is_whole(uplink.payload)
+        else parcel.num_bytes(layout, uplink.payload)
+        for name, uplink in uplinks.items()
+    }
+    told = air.crew.encoded_bytes(
+        {name: uplinks[name].payload for name, length in lengths.items() if length is None}, transfer
+    )
+    found = {name: told.get(name) if length is None else length for name, length in lengths.items()}
+    return {name: length for name, length in found.items() if length is not None}
 
 
 def _length(air: Air, one: _Parcel, count: int) -> int:
     return flexframe.burst_length([one.packet_bytes] * count, one.scheme, one.allocation, air.bench.waveform)
 
 
-def _fitting(air: Air, one: _Parcel) -> tuple[int, ...]:
-    """The waiting packets that fit into one window, at least one."""
+def _fitting(air: Air, one: _Parcel, left_s: float | None) -> tuple[int, ...]:
+    """The waiting packets that fit into one window, at least one; with a deadline those that are still in time."""
     each = _length(air, one, 2) - _length(air, one, 1)
-    return tuple(list(one.waiting)[: max(1, LONGEST // each)])
+    count = max(1, LONGEST // each)
+    if left_s is not None:
+        begun = _length(air, one, 1) - each
+        count = min(count, max(0, int((left_s * air.rate_hz - begun) // each)))
+    return tuple(list(one.waiting)[:count])
 
 
 def _listen(air: Air, one: _Parcel, samples: np.ndarray, chosen: tuple[int, ...]) -> None:

@@ -6,19 +6,27 @@ clients' updates, weights D_m. Our choice: the link. Every node gets an equal sh
 highest power, and the array listens to each with maximum-ratio combining. With `link = "packets"` the update travels in
 coded packets on that share's subcarriers, repeated until they arrive, and a node whose packets are lost is missing from
 the round; with "ideal" it arrives without error at the Shannon rate of the sounded channel less a gap.
+
+With `proximal` this is FedProx (Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020, arXiv
+1812.06127; from the paper: the term (mu / 2) ||w - w_published||^2 in every node's loss). `aggregation` says what is
+averaged, see `testbed.lora.refactor`: the factors A and B apart, as FedIT does; A and B in alternate rounds; or their
+products, brought back to the adapter's rank.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 from pydantic import Field, field_validator
 
-from testbed.core.adapter import Adapter
+from testbed.core.adapter import Adapter, Layout
+from testbed.core.errors import ConfigError
 from testbed.core.fleet import Fleet
 from testbed.core.orders import (
+    Collected,
     Digital,
     Ideal,
     Payload,
@@ -33,16 +41,27 @@ from testbed.core.orders import (
     train,
 )
 from testbed.core.scheme import Scheme
+from testbed.lora.refactor import Factors, alternate, mean_product, merged, trains_both
 from testbed.phy.coding_schemes import scheme_named
 from testbed.phy.rate import capacity_bit_s, mrc_snr
 
 
 @dataclass(frozen=True)
 class FedAvgState:
-    """The fleet, and the global adapter [num_values]."""
+    """What the scheme remembers between rounds.
+
+    Attributes:
+        adapter: global adapter, shape [num_values].
+        layout: order of its factors.
+        round_index: rounds done.
+        figures: of the last round, for its row.
+    """
 
     fleet: Fleet
     adapter: np.ndarray
+    layout: Layout
+    round_index: int = 0
+    figures: Mapping[str, float | str] = field(default_factory=dict)
 
 
 class FedAvg(Scheme[FedAvgState]):
@@ -62,6 +81,12 @@ class FedAvg(Scheme[FedAvgState]):
     snr_gap_db: float = Field(
         3.0, ge=0, description="link ideal: distance of modulation and coding from the Shannon rate"
     )
+    proximal: float = Field(0.0, ge=0, description="FedProx: weight mu of the boards' pull to the published adapter")
+    aggregation: Literal["factors", "alternate", "product"] = Field(
+        "factors",
+        description="what is averaged: the LoRA factors A and B; B in one round and A in the next; or the products "
+        "B A, brought back to the rank of the adapter",
+    )
 
     @field_validator("coding")
     @classmethod
@@ -71,15 +96,37 @@ class FedAvg(Scheme[FedAvgState]):
         return name
 
     def start(self, fleet: Fleet, adapter: Adapter) -> FedAvgState:
-        return FedAvgState(fleet, adapter.initial)
+        if self.aggregation != "factors" and not trains_both(adapter.layout):
+            raise ConfigError(
+                f'aggregation = "{self.aggregation}" needs an adapter that trains A and B, and this one does not',
+                key="scheme.aggregation",
+                remedy='set freeze_a = false in [lora], or aggregation = "factors"',
+            )
+        return FedAvgState(fleet, adapter.initial, adapter.layout)
 
     def round(self, state: FedAvgState, rng: np.random.Generator) -> Steps[FedAvgState]:
+        factors: Factors = alternate(state.round_index) if self.aggregation == "alternate" else "both"
+        work = Work(proximal=self.proximal, factors=factors)
         sounding = yield from sound(num_pilots=self.num_pilots)
-        trained = yield from train({name: Work() for name in sounding.nodes})
+        trained = yield from train(dict.fromkeys(sounding.nodes, work))
         collected = yield from collect(self._shares(state.fleet, sounding, trained))
-        adapter = state.adapter + collected.mean
+        adapter, figures = self._merge(state, trained, collected, factors)
         yield from publish(adapter)
-        return FedAvgState(state.fleet, adapter)
+        return FedAvgState(state.fleet, adapter, state.layout, state.round_index + 1, figures)
+
+    def report(self, state: FedAvgState) -> Mapping[str, float | str]:
+        return state.figures
+
+    def _merge(
+        self, state: FedAvgState, trained: Trained, collected: Collected, factors: Factors
+    ) -> tuple[np.ndarray, dict[str, float | str]]:
+        """The next adapter; for products also which part of their mean the adapter's rank has left out."""
+        if self.aggregation != "product":
+            return merged(state.layout, state.adapter, collected.mean, factors), {}
+        adapters = {name: state.adapter + update for name, update in collected.updates.items()}
+        weights = {name: float(trained.results[name].num_samples) for name in adapters}
+        found = mean_product(state.layout, adapters, weights)
+        return found.adapter, {"left_out": found.residual / found.norm if found.norm > 0 else 0.0}
 
     def _shares(self, fleet: Fleet, sounding: Sounding, trained: Trained) -> dict[str, Uplink]:
         """Equal shares of the band; ideal: each at its Shannon rate R_m = (B / K) log2(1 + snr_m / gap)."""

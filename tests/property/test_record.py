@@ -48,7 +48,21 @@ _uplinks = st.dictionaries(_names, _uplink, max_size=3)
 _values = st.one_of(
     st.builds(Move, _arrays),
     st.builds(
-        Together, st.builds(Move, _arrays), st.builds(Train, st.dictionaries(_names, st.builds(Work), max_size=2))
+        Together,
+        st.builds(Move, _arrays),
+        st.builds(
+            Train,
+            st.dictionaries(
+                _names,
+                st.builds(
+                    Work,
+                    proximal=_finite,
+                    drift=st.none() | _arrays,
+                    factors=st.sampled_from(["both", "A", "B"]),
+                ),
+                max_size=2,
+            ),
+        ),
     ),
     st.builds(Collect, _uplinks, _arrays, _floats, st.none() | _arrays, st.none() | _finite),
     st.builds(
@@ -78,6 +92,8 @@ _values = st.one_of(
                 _floats,
                 _floats,
                 _floats,
+                _floats,
+                st.integers(0, 9),
                 _floats,
             ),
             max_size=2,
@@ -132,6 +148,11 @@ def test_one_changed_bit_is_found(array: np.ndarray) -> None:
     flat = changed.reshape(-1).view(np.uint8)
     flat[0] ^= 1
     assert difference(Move(changed), Move(array)) is not None
+
+
+def test_work_recorded_before_it_had_terms_is_still_understood() -> None:
+    old = {"$type": "Work", "local_steps": 3, "batch_size": None, "cpu_hz": 1e9}
+    assert from_plain(old, lambda *_: np.zeros(0)) == Work(local_steps=3, cpu_hz=1e9)
 
 
 def test_the_first_difference_is_named() -> None:

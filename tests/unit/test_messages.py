@@ -47,7 +47,7 @@ def _head(**changes: object) -> bytes:
         ([b"\xff\xfe"], "not a JSON object"),
         ([b"[1, 2]"], "not a JSON object"),
         ([b"{}"], "not a JSON object with a protocol version"),
-        ([_head(protocol=99)], "protocol version 99, this side 3"),
+        ([_head(protocol=99)], "protocol version 99, this side 4"),
         ([_head(kind="launch")], "malformed 'launch' message"),
         ([_head(surprise=1)], "surprise"),
         ([_head(node=5)], "node"),

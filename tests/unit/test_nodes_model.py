@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +78,22 @@ def test_folder_that_holds_no_model(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ConfigError, match="cannot be loaded as a causal language model"):
         models.load_base(ModelSpec(base=str(tmp_path)))
+
+
+def test_four_bits_without_the_library(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="bitsandbytes, which is not installed here") as caught:
+        models.load_base(ModelSpec(base=str(folder), dtype="nf4"))
+    assert caught.value.key == "model.dtype"
+    assert "testbed[quantized]" in str(caught.value.remedy)
+
+
+def test_four_bits_where_the_library_does_not_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # its import then fails
+    with pytest.raises(ConfigError, match="bitsandbytes, which does not run here") as caught:
+        models.load_base(ModelSpec(base=str(folder), dtype="nf4"))
+    assert caught.value.key == "model.dtype"
 
 
 def test_unknown_targets_list_what_there_is(folder: Path) -> None:

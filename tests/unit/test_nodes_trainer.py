@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -69,8 +70,18 @@ def plain_rows(folder: Path) -> list[tuple[list[int], list[int]]]:
     return rows
 
 
-def plain_round(folder: Path, spec: JobSpec, start: dict[str, np.ndarray], node: int, round_index: int) -> Any:
-    """One round with peft and torch alone: rows one by one, one tensor per factor."""
+def plain_round(
+    folder: Path,
+    spec: JobSpec,
+    start: dict[str, np.ndarray],
+    node: int,
+    round_index: int,
+    *,
+    proximal: float = 0.0,
+    drift: dict[str, np.ndarray] | None = None,
+    factors: str = "AB",
+) -> Any:
+    """One round with peft and torch alone: rows one by one, one tensor per factor, the proximal term in the loss."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
@@ -81,14 +92,14 @@ def plain_round(folder: Path, spec: JobSpec, start: dict[str, np.ndarray], node:
     with torch.no_grad():
         for name, value in start.items():
             named[name.replace(".weight", ".default.weight")].copy_(torch.tensor(value))
-    if spec.lora.freeze_a:
-        for name, parameter in named.items():
-            if "lora_A" in name:
-                parameter.requires_grad_(False)
+    for name, parameter in named.items():
+        if "lora_" in name and name.split(".lora_")[1][0] not in ("B" if spec.lora.freeze_a else factors):
+            parameter.requires_grad_(False)
+    published = {name: parameter.detach().clone() for name, parameter in named.items() if parameter.requires_grad}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     rate = spec.training.learning_rate
     optimizer = (
-        torch.optim.SGD(trained, rate, momentum=spec.training.momentum)
+        torch.optim.SGD(trained, rate, momentum=spec.training.momentum, weight_decay=spec.training.weight_decay)
         if spec.training.optimizer == "sgd"
         else torch.optim.AdamW(trained, rate, weight_decay=spec.training.weight_decay)
     )
@@ -106,8 +117,11 @@ def plain_round(folder: Path, spec: JobSpec, start: dict[str, np.ndarray], node:
             total = total + torch.nn.functional.cross_entropy(logits, torch.tensor(response), reduction="sum")
             count += len(response)
         optimizer.zero_grad()
-        (total / count).backward()
+        away = sum(((named[name] - value) ** 2).sum() for name, value in published.items())
+        (total / count + proximal / 2 * away).backward()
         torch.nn.utils.clip_grad_norm_(trained, spec.training.max_grad_norm)
+        for name, value in (drift or {}).items():
+            named[name.replace(".weight", ".default.weight")].grad.add_(torch.tensor(value))
         optimizer.step()
     return {name.replace(".default.weight", ".weight"): value.detach().numpy() for name, value in named.items()}
 
@@ -130,6 +144,93 @@ def test_equals_a_plain_loop(folder: Path, lora: dict[str, Any], training: dict[
         np.testing.assert_allclose(value, expected[name], rtol=2e-3, atol=2e-5)
     assert np.abs(outcome.vector - ours.initial).max() > 1e-3
     assert outcome.steps == 4
+
+
+TERMS: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"proximal": 3.0}, {"optimizer": "sgd", "learning_rate": 0.1}),
+    ({"proximal": 0.5}, {"max_grad_norm": 0.05}),
+    ({"drift": True}, {"optimizer": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.2}),
+    ({"factors": "B"}, {"weight_decay": 0.1, "max_grad_norm": 0.05}),
+    ({"factors": "A", "proximal": 1.0}, {"optimizer": "sgd", "learning_rate": 0.1, "weight_decay": 0.1}),
+]
+
+
+@pytest.mark.parametrize(("terms", "training"), TERMS)
+def test_what_a_scheme_adds_equals_a_plain_loop(
+    folder: Path, vector: np.ndarray, terms: dict[str, Any], training: dict[str, Any]
+) -> None:
+    spec = job(folder, **{"local_steps": 3, **training})
+    ours = Trainer(spec)
+    if "drift" in terms:
+        terms = {"drift": np.random.default_rng(8).normal(0, 0.02, ours.layout.size).astype(np.float32)}
+    plain = {key: ours.layout.unpack(value) if key == "drift" else value for key, value in terms.items()}
+    expected = plain_round(folder, spec, ours.layout.unpack(vector), node=1, round_index=3, **plain)
+    outcome = ours.train("node-2", 3, vector, **terms)
+    start = ours.layout.unpack(vector)
+    for name, value in ours.layout.unpack(outcome.vector).items():
+        kind = name.split(".lora_")[1][0]
+        if terms.get("factors", kind) == kind:
+            np.testing.assert_allclose(value, expected[name], rtol=2e-3, atol=2e-5)
+            assert np.abs(value - start[name]).max() > 1e-4
+        else:
+            np.testing.assert_array_equal(value, start[name])
+    bare = ours.train("node-2", 3, vector)
+    assert np.abs(outcome.vector - bare.vector).max() > 1e-3, "the terms change something"
+
+
+def test_terms_of_size_zero_change_no_bit(trainer: Trainer, vector: np.ndarray) -> None:
+    plain = trainer.train("node-1", 2, vector)
+    zero = trainer.train("node-1", 2, vector, proximal=0.0, drift=np.zeros_like(vector), factors="both")
+    np.testing.assert_array_equal(plain.vector, zero.vector)
+    trainer.train("node-1", 2, vector, factors="A")
+    np.testing.assert_array_equal(plain.vector, trainer.train("node-1", 2, vector).vector)
+
+
+def test_the_pull_shortens_the_way(trainer: Trainer, vector: np.ndarray) -> None:
+    ways = [
+        float(np.linalg.norm(trainer.train("node-1", 2, vector, proximal=pull).vector - vector))
+        for pull in (0.0, 10.0, 1000.0)
+    ]
+    assert ways[0] > ways[1] > ways[2] > 0
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_the_update_of_plain_descent_is_the_sum_of_gradients(folder: Path, weight_decay: float) -> None:
+    """One step without a limit: update / -step_size is the gradient, by finite differences of the loss."""
+    settings = {"optimizer": "sgd", "learning_rate": 0.1, "max_grad_norm": None, "local_steps": 1}
+    ours = Trainer(job(folder, weight_decay=weight_decay, **settings))
+    rng = np.random.default_rng(3)
+    start = (ours.initial + rng.normal(0, 0.05, ours.layout.size)).astype(np.float32)
+    outcome = ours.train("node-1", 1, start)
+    assert (outcome.steps, outcome.step_size) == (1, 0.1)
+    gradient = (start - outcome.vector).astype(np.float64) / 0.1 - weight_decay * start
+    direction = gradient / np.linalg.norm(gradient)
+    ends = [ours.train("node-1", 1, (start + sign * 0.02 * direction).astype(np.float32)) for sign in (1.0, -1.0)]
+    assert (ends[0].loss_first - ends[1].loss_first) / 0.04 == pytest.approx(np.linalg.norm(gradient), rel=0.02)
+    for odd in ({"optimizer": "adamw"}, {"optimizer": "sgd", "momentum": 0.5}):
+        other = Trainer(job(folder, **odd))
+        assert other.train("node-1", 0, other.initial, local_steps=1).step_size == 0.0
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason='needs: pip install "testbed[quantized]"')
+def test_a_base_of_four_bits_trains_and_repeats(folder: Path) -> None:
+    """Weights are a quarter of those in bfloat16, scores are near, and evaluation leaves no trace in training."""
+    spec = job(folder)
+    plain = Trainer(spec.model_copy(update={"model": ModelSpec(base=str(folder), dtype="bfloat16")}))
+    ours = Trainer(spec.model_copy(update={"model": ModelSpec(base=str(folder), dtype="nf4")}))
+    weights = [
+        next(value for name, value in one._adapter.model.named_parameters() if name.endswith("up_proj.weight"))
+        for one in (plain, ours)
+    ]
+    assert weights[0].nbytes == 4 * weights[1].nbytes
+    before = ours.evaluate(ours.initial)
+    assert before.loss_sum == pytest.approx(plain.evaluate(plain.initial).loss_sum, rel=0.1)
+    outcome = ours.train("node-1", 0, ours.initial, local_steps=10)
+    assert outcome.vector.dtype == np.float32
+    assert outcome.loss_last < 0.9 * outcome.loss_first
+    assert ours.evaluate(outcome.vector).loss_sum < 0.9 * before.loss_sum
+    assert ours.evaluate(ours.initial) == before
+    np.testing.assert_array_equal(ours.train("node-1", 0, ours.initial, local_steps=10).vector, outcome.vector)
 
 
 def test_saved_adapter_reloads_in_peft(folder: Path, trainer: Trainer, vector: np.ndarray, tmp_path: Path) -> None:
@@ -266,6 +367,12 @@ def test_errors(folder: Path, trainer: Trainer) -> None:
         trainer.train("node-9", 0, trainer.initial)
     with pytest.raises(ProtocolError, match="does not fit a layout"):
         trainer.train("node-1", 0, trainer.initial[:-1])
+    with pytest.raises(ProtocolError, match="does not fit a layout"):
+        trainer.train("node-1", 0, trainer.initial, drift=trainer.initial[:-1])
+    frozen = Trainer(job(folder, lora={"freeze_a": True}))
+    with pytest.raises(ConfigError, match="train the factors A alone") as refused:
+        frozen.train("node-1", 0, frozen.initial, factors="A")
+    assert refused.value.key == "lora.freeze_a"
     with pytest.raises(ConfigError, match="loss of node-1 in round 4 is") as caught:
         trainer.train("node-1", 4, np.full_like(trainer.initial, np.nan))
     assert caught.value.key == "training.learning_rate"

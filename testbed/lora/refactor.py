@@ -1,0 +1,233 @@
+"""Averaging what is a product: the ways to aggregate LoRA factors, and what each of them costs.
+
+The adapted weight moves by B A, and sum_m p_m B_m A_m (p_m = D_m / sum D) is what federated averaging of it would give.
+
+- Factors apart: A and B are averaged on their own. The gap to the mean product is their covariance,
+
+      sum_m p_m B_m A_m - Bbar Abar = sum_m p_m (B_m - Bbar)(A_m - Abar),                                          (1)
+
+  and noise of the air enters squared: (B + E_B)(A + E_A) - B A = B E_A + E_B A + E_B E_A.                          (2)
+- B alone (`lora.freeze_a`, FFA-LoRA, arXiv 2403.12313): the gap is zero, and noise enters linearly, E_B A.
+- Alternately: B is trained and sent in one round, A in the next. In every round one factor is the same for all nodes,
+  so the mean is exactly linear, and both factors learn.
+- Products: where updates arrive apart, sum_m p_m B_m A_m is computed exactly and brought back to the adapter's rank by
+  a truncated singular value decomposition, the best approximation of that rank (FlexLoRA, arXiv 2402.11505, and FedSVD
+  average in the product space like this). Nothing of the size of the weight is ever formed.
+
+(1) and (2) are identities. B first in alternation, A with orthonormal rows after a decomposition, and the mean square
+of (2) are our choices and derivations.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from testbed.core.adapter import Factor, Layout
+
+Factors: TypeAlias = Literal["both", "A", "B"]
+"""Which factors are trained in a round, as of `testbed.core.orders.Work`."""
+
+_BLOCK = 1 << 23
+"""Values of the nodes' factors that are worked on at a time: bounds memory."""
+
+
+def alternate(round_index: int) -> Factors:
+    """Which factor a round trains when they take turns: B in rounds 0, 2, 4, ..., A in the others.
+
+    B comes first because it starts at zero, where the gradient of A vanishes.
+
+    Args:
+        round_index: rounds done so far.
+    """
+    return "B" if round_index % 2 == 0 else "A"
+
+
+def places(layout: Layout, factors: Factors) -> np.ndarray:
+    """Where factors lie in the flat vector.
+
+    Args:
+        layout: order of the factors.
+        factors: A, B, or both.
+
+    Returns:
+        shape [layout.size], bool.
+    """
+    chosen = [np.full(factor.size, factors in ("both", factor.kind)) for factor in layout.factors]
+    return np.concatenate([np.zeros(0, bool), *chosen])
+
+
+def merged(layout: Layout, adapter: np.ndarray, mean: np.ndarray, factors: Factors) -> np.ndarray:
+    """The published adapter moved by the mean update, on the trained factors only.
+
+    What a noisy uplink puts on factors that rested is left out: these are known exactly.
+
+    Args:
+        adapter: shape [layout.size].
+        mean: mean of the updates as it arrived, shape [layout.size].
+        factors: which were trained.
+
+    Returns:
+        shape [layout.size], the type of `adapter + mean`.
+    """
+    if factors == "both":
+        return adapter + mean
+    return adapter + np.where(places(layout, factors), mean, np.zeros((), mean.dtype))
+
+
+@dataclass(frozen=True)
+class Refactored:
+    """A mean product at the rank of the adapter.
+
+    Attributes:
+        adapter: its factors, shape [layout.size], float32.
+        residual: Frobenius norm of what the rank left out, over all modules.
+        norm: Frobenius norm of the mean product, over all modules.
+    """
+
+    adapter: np.ndarray
+    residual: float
+    norm: float
+
+
+def mean_product(layout: Layout, adapters: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> Refactored:
+    """The best adapter of its rank for the weighted mean of the products B_m A_m.
+
+        [sqrt(p_1) B_1 ... sqrt(p_K) B_K] = Q_B R_B,   [sqrt(p_1) A_1; ...; sqrt(p_K) A_K]^T = Q_A R_A
+        R_B R_A^T = U S V^T   (a matrix of K r rows at most: the core)
+        B = Q_B U_r S_r,   A = (Q_A V_r)^T,   residual^2 = sum_{i > r} s_i^2
+
+    Q_B U S (Q_A V)^T is a singular value decomposition of the mean product, so this equals the truncated decomposition
+    of the full matrix (Eckart and Young). A has orthonormal rows, also where singular values vanish: a rank whose B is
+    zero can still learn, which it could not if both of its factors were zero.
+
+    Args:
+        layout: order of the factors; every module has an A and a B.
+        adapters: node -> its adapter, shape [layout.size].
+        weights: node -> weight D_m, positive.
+
+    Returns:
+        The adapter, the residual's norm and the mean product's norm, in float64 arithmetic.
+
+    Raises:
+        ValueError: no adapters, weights that do not add up, or a module without one of its factors.
+    """
+    names, shares = _shares(adapters, weights)
+    result = np.zeros(layout.size, np.float32)
+    residual = norm = 0.0
+    for pairs in _alike(layout, len(names)):
+        # [num_modules, num_nodes, rank, in] and [num_modules, num_nodes, out, rank]
+        a, b = _stacked(layout, pairs, [adapters[name] for name in names])
+        num_modules, num_nodes, rank, num_in = a.shape
+        num_out = b.shape[2]
+        root = np.sqrt(shares)[:, None, None]
+        # [num_modules, num_nodes * rank, in] and [num_modules, out, num_nodes * rank]
+        rows = (root * a).reshape(num_modules, num_nodes * rank, num_in)
+        columns = (root * b).transpose(0, 2, 1, 3).reshape(num_modules, num_out, num_nodes * rank)
+        left, left_core = np.linalg.qr(columns)
+        right, right_core = np.linalg.qr(rows.transpose(0, 2, 1))
+        u, s, vt = np.linalg.svd(left_core @ right_core.transpose(0, 2, 1))
+        kept = min(rank, s.shape[1])
+        # [num_modules, out, kept]
+        new_b = left @ (u[:, :, :kept] * s[:, None, :kept])
+        # more ranks than singular values: B is zero there, and A has further orthonormal rows as long as there are any
+        rows_kept = min(rank, vt.shape[1])
+        new_a = vt[:, :rows_kept] @ right.transpose(0, 2, 1)
+        for index, (factor_a, factor_b) in enumerate(pairs):
+            result[layout.slices[factor_a.name]].reshape(factor_a.shape)[:rows_kept] = new_a[index]
+            result[layout.slices[factor_b.name]].reshape(factor_b.shape)[:, :kept] = new_b[index]
+        residual += float(np.sum(s[:, kept:] ** 2))
+        norm += float(np.sum(s**2))
+    return Refactored(result, residual**0.5, norm**0.5)
+
+
+def noisy_product_mse(layout: Layout, adapter: np.ndarray, variance_a: float, variance_b: float) -> float:
+    """Mean square error of the products when both factors arrive with independent zero-mean noise.
+
+        E ||(B + E_B)(A + E_A) - B A||_F^2 = in v_A ||B||_F^2 + out v_B ||A||_F^2 + out in r v_A v_B
+
+    summed over modules, for entries of variance v_A and v_B; the cross terms of (2) vanish because the noises are
+    independent. Only the first order is left where one factor is exact (v_A = 0: A frozen, or a round of B).
+
+    Args:
+        layout: order of the factors; every module has an A and a B.
+        adapter: A and B without noise, shape [layout.size].
+        variance_a: of each value of A: the aggregation error E||e||^2 over the number of values.
+        variance_b: of each value of B.
+
+    Returns:
+        Of B A without the factor alpha / rank, which scales it by its square.
+
+    Raises:
+        ValueError: a negative variance, or a module without one of its factors.
+    """
+    if not (variance_a >= 0 and variance_b >= 0):
+        raise ValueError(f"variances cannot be negative; {variance_a:g} and {variance_b:g} were given")
+    total = 0.0
+    for factor_a, factor_b in _pairs(layout):
+        (rank, num_in), num_out = factor_a.shape, factor_b.shape[0]
+        a = adapter[layout.slices[factor_a.name]].astype(np.float64)
+        b = adapter[layout.slices[factor_b.name]].astype(np.float64)
+        total += num_in * variance_a * float(b @ b) + num_out * variance_b * float(a @ a)
+        total += num_out * num_in * rank * variance_a * variance_b
+    return total
+
+
+def trains_both(layout: Layout) -> bool:
+    """Whether every module of the layout has an A and a B, as products need."""
+    modules: dict[str, set[str]] = defaultdict(set)
+    for factor in layout.factors:
+        modules[factor.module].add(factor.kind)
+    return bool(modules) and all(kinds == {"A", "B"} for kinds in modules.values())
+
+
+def _pairs(layout: Layout) -> Iterator[tuple[Factor, Factor]]:
+    """A and B of every module, in the order of the layout."""
+    if not trains_both(layout):
+        raise ValueError("a product needs an A and a B of every module; one of them is not in the layout")
+    modules: dict[str, dict[str, Factor]] = defaultdict(dict)
+    for factor in layout.factors:
+        modules[factor.module][factor.kind] = factor
+    for kinds in modules.values():
+        yield kinds["A"], kinds["B"]
+
+
+def _alike(layout: Layout, num_nodes: int) -> Iterator[list[tuple[Factor, Factor]]]:
+    """Modules of equal shapes together, so that one call of the linear algebra does many of them."""
+    groups: dict[tuple[tuple[int, ...], ...], list[tuple[Factor, Factor]]] = defaultdict(list)
+    for factor_a, factor_b in _pairs(layout):
+        groups[factor_a.shape, factor_b.shape].append((factor_a, factor_b))
+    for group in groups.values():
+        count = max(1, _BLOCK // (num_nodes * (group[0][0].size + group[0][1].size)))
+        for first in range(0, len(group), count):
+            yield group[first : first + count]
+
+
+def _stacked(
+    layout: Layout, pairs: Sequence[tuple[Factor, Factor]], vectors: Sequence[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """A and B of modules of equal shapes, float64, shape [num_modules, num_nodes, *factor.shape] each."""
+    both = [
+        np.array(
+            [
+                [vector[layout.slices[pair[kind].name]].reshape(pair[kind].shape) for vector in vectors]
+                for pair in pairs
+            ],
+            dtype=np.float64,
+        )
+        for kind in (0, 1)
+    ]
+    return both[0], both[1]
+
+
+def _shares(adapters: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> tuple[list[str], np.ndarray]:
+    """Names in their order, so that the order of arrival does not matter, and p_m, shape [num_nodes]."""
+    names = sorted(adapters)
+    shares = np.array([weights[name] for name in names], dtype=np.float64)
+    if not names or not (shares > 0).all():
+        raise ValueError("a mean of products needs at least one adapter, and positive weights")
+    return names, shares / shares.sum()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import textwrap
 from typing import Annotated, Any
 
 import typer
 
 from testbed.cli.runs import Json, Set
+
+_MEANING = 72  # columns
 
 
 def solve(
@@ -77,7 +80,11 @@ def _print_schema(system: str, model: Any, as_json: bool) -> None:
     if as_json:
         print(json.dumps(schema, indent=2))
         return
-    print("\n".join(grid([HEADINGS], key_table(schema), left=4)))
+    rows: list[tuple[str, ...]] = []
+    for key, kind, default, meaning in key_table(schema):
+        first, *more = textwrap.wrap(meaning, _MEANING) or [""]
+        rows += [(key, kind, default, first), *(("", "", "", line) for line in more)]
+    print("\n".join(grid([HEADINGS], rows, left=4)))
     print(f"\nmethods: {', '.join(model.methods)}\ninstances: {', '.join(instances_of(system)) or 'none'}")
 
 

@@ -20,7 +20,7 @@ from testbed.core.scheme import Scheme
 from testbed.core.specs import DataSpec, LoraSpec, ModelSpec, Spec, TrainingSpec
 from testbed.engine.overrides import Override, parse_overrides
 from testbed.engine.plain_words import explain, schema_at
-from testbed.engine.preset_files import FOLDERS, Kind, find
+from testbed.engine.preset_files import FOLDERS, Kind, find, preset_names
 from testbed.engine.scheme_names import anchored, scheme_class
 from testbed.engine.toml_files import KeyPath, dotted, line_numbers, line_of, parse_toml, read_text
 
@@ -54,6 +54,9 @@ class BudgetSpec(Spec):
 class ExperimentSpec(Spec):
     """A whole experiment."""
 
+    extends: None = Field(
+        None, description="a preset or file whose keys hold where this file has none; a scheme of another name replaces"
+    )
     name: str = Field(min_length=1, description="names the run's folder", examples=["my-experiment"])
     seed: int = Field(0, ge=0, description="of every random draw")
     rounds: int = Field(ge=1, description="rounds after the base model has been scored", examples=[5])
@@ -229,16 +232,47 @@ class _Text:
     text: str
     content: dict[str, Any]
     changes: Sequence[Override]
+    parent: _Text | None = None
 
     @classmethod
-    def read(cls, path: Path, kind: Kind, model: type[BaseModel], changes: Sequence[Override]) -> _Text:
+    def read(
+        cls,
+        path: Path,
+        kind: Kind,
+        model: type[BaseModel],
+        changes: Sequence[Override],
+        seen: tuple[Path, ...] = (),
+    ) -> _Text:
         remedy = "`testbed presets` lists what there is"
         text = read_text(path, what=kind, remedy=remedy)
-        content = parse_toml(text, str(path), what=kind)
+        content, parent = parse_toml(text, str(path), what=kind), None
+        if kind != "instance" and "extends" in content:
+            parent = cls._parent(path, text, content.pop("extends"), kind, model, seen)
+            content = _extended(parent.content, content)
         schema = _schema(model)
         for change in changes:
             change.apply(content, schema_at(schema, change.path).get("type") == "string")
-        return cls(str(path), text, content, changes)
+        return cls(str(path), text, content, changes, parent)
+
+    @classmethod
+    def _parent(
+        cls, path: Path, text: str, named: Any, kind: Kind, model: type[BaseModel], seen: tuple[Path, ...]
+    ) -> _Text:
+        """What this file extends. Raises ConfigError where that cannot be read, or extends this file in turn."""
+        line = line_of(line_numbers(text), ("extends",))
+        place = f"{path}:{line}" if line else str(path)
+        if not isinstance(named, str) or not named:
+            remedy = f'write extends = "{preset_names(kind)[0]}", or a file beside this one'
+            raise ConfigError("extends names no file", file=place, key="extends", remedy=remedy)
+        try:
+            file = find(named, kind, path.parent)
+        except ConfigError as error:
+            raise ConfigError(error.message, file=place, key="extends", remedy=error.remedy) from error
+        if file.resolve() in (*seen, path.resolve()):
+            raise ConfigError(
+                f"{file.name} extends itself by way of this file", file=place, key="extends", remedy="break the circle"
+            )
+        return cls.read(file, kind, model, (), (*seen, path.resolve()))
 
     def overridden(self, path: KeyPath) -> Override | None:
         """The last change from the command line that decided this key."""
@@ -252,9 +286,24 @@ class _Text:
         if change := self.overridden(path):
             return None, change.option
         line = line_of(line_numbers(self.text), path)
+        if line is None and self.parent is not None:
+            return self.parent.place(path)
         inside = [change.option for change in self.changes if path and change.path[: len(path)] == path]
         key = dotted(path) + (f" (with {', '.join(inside)})" if inside else "")
         return (f"{self.file}:{line}" if line else self.file), key
+
+
+def _extended(parent: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """The parent's keys with a file's own in their place: tables key by key, a scheme of another name as a whole."""
+    merged = dict(parent)
+    for key, value in own.items():
+        below = merged.get(key)
+        other_scheme = key == "scheme" and isinstance(value, Mapping) and "name" in value
+        if isinstance(value, Mapping) and isinstance(below, Mapping) and not other_scheme:
+            merged[key] = _extended(below, value)
+        else:
+            merged[key] = value
+    return merged
 
 
 def _schema(model: type[BaseModel]) -> dict[str, Any]:

@@ -239,3 +239,47 @@ def test_toml_values_are_what_tomllib_reads() -> None:
 
 def test_the_node_power_of_the_tabletop_is_ten_milliwatts() -> None:
     assert math.isclose(dbm_to_w(load_bench("tabletop").boards[0].max_power_dbm), 0.01)
+
+
+def test_a_file_that_extends_another_changes_what_it_names_and_keeps_the_rest(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(
+        'extends = "quickstart"\nname = "mine"\n[training]\nlocal_steps = 3\n[scheme]\nvisits = 2\n'
+    )
+    (tmp_path / "votes.toml").write_text('extends = "mine.toml"\nname = "votes"\n[scheme]\nname = "obda"\n')
+    mine, base = load_experiment(tmp_path / "mine.toml"), load_experiment("quickstart")
+    kept = {"name": "mine", "training": {**base.spec.training.model_dump(), "local_steps": 3}}
+    changed = {**base.spec.model_dump(), **kept, "scheme": {**base.spec.scheme.model_dump(), "visits": 2}}
+    assert mine.spec.model_dump() == changed
+    votes = load_experiment(tmp_path / "votes.toml")
+    assert votes.spec.training.local_steps == 3
+    assert "visits" not in votes.spec.scheme.parameters, "a scheme of another name takes no parameters over"
+    (tmp_path / "bench.toml").write_text('extends = "tabletop"\nname = "long"\nroom_m = [9.0, 5.0, 3.0]\n')
+    assert load_bench(tmp_path / "bench.toml").array == load_bench("tabletop").array
+    assert load_bench("ten").array == load_bench("tabletop").array
+    assert len(load_bench("ten").boards) == 10
+
+
+def test_a_fault_in_an_extended_file_is_named_where_it_stands(tmp_path: Path) -> None:
+    (tmp_path / "base.toml").write_text('name = "base"\nrounds = 0\nbench = "nowhere"\n[scheme]\nname = "fedavg"\n')
+    (tmp_path / "mine.toml").write_text('extends = "base.toml"\nname = "mine"\n\n[scheme]\nlink = "wire"\n')
+    with pytest.raises(ConfigErrors) as caught:
+        load_experiment(tmp_path / "mine.toml")
+    places = {(error.key, Path(str(error.file)).name) for error in caught.value.errors}
+    assert places == {("rounds", "base.toml:2"), ("scheme.link", "mine.toml:5"), ("bench", "base.toml:3")}
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        ('"mine.toml"', "extends itself by way of this file"),
+        ('"other.toml"', "extends itself by way of this file"),
+        ('"quickstrat"', "did you mean quickstart"),
+        ("3", "extends names no file"),
+    ],
+)
+def test_what_cannot_be_extended_is_refused(tmp_path: Path, named: str, message: str) -> None:
+    (tmp_path / "mine.toml").write_text(f'name = "mine"\nextends = {named}\n')
+    (tmp_path / "other.toml").write_text('name = "other"\nextends = "mine.toml"\n')
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_experiment(tmp_path / "mine.toml")
+    assert caught.value.key == "extends"

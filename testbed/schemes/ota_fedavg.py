@@ -37,7 +37,7 @@ from testbed.core.orders import (
     Steps,
     Trained,
     Work,
-    collect,
+    gather,
     move,
     move_while_training,
     publish,
@@ -108,13 +108,7 @@ class OtaFedAvg(Scheme[OtaState]):
         order = self._plan(state.fleet, sounding, trained, len(state.adapter))
         adapter = state.adapter
         if order is not None:
-            collected = yield from collect(
-                order.uplinks,
-                combiner=order.combiner,
-                scale=order.scale,
-                share=order.share,
-                expected_mse=order.expected_mse,
-            )
+            collected = yield from gather(order)
             adapter = adapter + collected.mean
         yield from publish(adapter)
         return OtaState(state.fleet, adapter, state.round_index + 1, target_m, figures)

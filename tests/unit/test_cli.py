@@ -31,6 +31,7 @@ from testbed.engine import dry, experiment
 from testbed.engine.experiment import RunResult
 from testbed.engine.observe import Observer
 from testbed.engine.signals import Terminated
+from testbed.schemes import SCHEMES
 
 SUMMARY = {
     "name": "short", "status": "done", "scheme": "fedavg", "seed": 0, "loss_before": 4.5, "loss_after": 4.3,
@@ -316,7 +317,7 @@ def test_dry_prints_orders(engine: Engine, call: Call, experiment_file: Path, mo
 
 def test_lists_of_schemes_presets_and_keys(call: Call) -> None:
     assert "ota-fedavg" in call("schemes")[1]
-    assert set(json.loads(call("schemes", "--json")[1])) == {"fedavg", "fsk-mv", "obda", "ota-fedavg"}
+    assert set(json.loads(call("schemes", "--json")[1])) == set(SCHEMES)
     assert "quickstart" in call("presets")[1]
     assert Path(json.loads(call("presets", "--json")[1])["bench"]["tabletop"]).is_file()
     assert json.loads(call("config-schema")[1])["title"]

@@ -17,24 +17,24 @@ from testbed.lora.sparse_orthogonal import RankPairs
 
 @dataclass(frozen=True)
 class Covariance:
-    """Energies over all modules.
+    """Squared norms over all modules.
 
     Attributes:
-        energy: ||Cov_w(B, A)||_F^2.
+        squared: ||Cov_w(B, A)||_F^2.
         bound: the Cauchy-Schwarz bound, sum over modules of (sum_n w_n ||B_n - Bbar||^2) (sum_n w_n ||A_n - Abar||^2).
-        mean_energy: ||Bbar Abar||_F^2, to compare with.
+        mean_squared: ||Bbar Abar||_F^2, to compare with.
     """
 
-    energy: float
+    squared: float
     bound: float
-    mean_energy: float
+    mean_squared: float
 
     @property
     def relative(self) -> float:
-        """energy / mean_energy; infinite where the mean product is zero and the covariance is not."""
-        if self.mean_energy > 0:
-            return self.energy / self.mean_energy
-        return 0.0 if self.energy == 0 else np.inf
+        """squared / mean_squared; infinite where the mean product is zero and the covariance is not."""
+        if self.mean_squared > 0:
+            return self.squared / self.mean_squared
+        return 0.0 if self.squared == 0 else np.inf
 
 
 def aggregation_covariance(pairs: RankPairs, adapters: Sequence[np.ndarray], weights: np.ndarray) -> Covariance:
@@ -53,20 +53,20 @@ def aggregation_covariance(pairs: RankPairs, adapters: Sequence[np.ndarray], wei
     if len(adapters) == 0 or shares.shape != (len(adapters),) or not (np.all(shares >= 0) and shares.sum() > 0):
         raise ValueError(f"{len(adapters)} adapters need as many weights of at least 0, not all 0; got {shares}")
     shares = shares / shares.sum()
-    energy = bound = mean_energy = 0.0
+    squared = bound = mean_squared = 0.0
     for parts in zip(*(pairs.factors(adapter) for adapter in adapters), strict=True):
         # [num_nodes, rank, in], [num_nodes, out, rank]
         down = np.stack([one[0] for one in parts]).astype(np.float64)
         up = np.stack([one[1] for one in parts]).astype(np.float64)
         down_mean, up_mean = np.tensordot(shares, down, 1), np.tensordot(shares, up, 1)
         down_drift, up_drift = down - down_mean, up - up_mean
-        energy += product_energy(
+        squared += product_energy(
             np.concatenate(list(up_drift * shares[:, None, None]), axis=1), np.concatenate(list(down_drift))
         )
-        mean_energy += product_energy(up_mean, down_mean)
+        mean_squared += product_energy(up_mean, down_mean)
         spread = [float(shares @ np.sum(np.square(drift), axis=(1, 2))) for drift in (up_drift, down_drift)]
         bound += spread[0] * spread[1]
-    return Covariance(energy, bound, mean_energy)
+    return Covariance(squared, bound, mean_squared)
 
 
 def product_energy(left: np.ndarray, right: np.ndarray) -> float:

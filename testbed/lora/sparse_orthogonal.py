@@ -238,13 +238,13 @@ def _row_dots(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.einsum("ij,ij->i", one, other, dtype=np.float64)
 
 
-def keep_best(energy: np.ndarray, num_values: np.ndarray, budget: float) -> np.ndarray:
+def keep_best(squares: np.ndarray, num_values: np.ndarray, budget: float) -> np.ndarray:
     """The pairs worth most within a budget of values, over all modules at once: greedy by energy per value.
 
     Exact where all pairs have one size; otherwise it misses the best choice's energy by less than one pair's.
 
     Args:
-        energy: I_i^2, shape [num_pairs].
+        squares: I_i^2, shape [num_pairs].
         num_values: of each pair, shape [num_pairs].
         budget: values that may be sent.
 
@@ -253,9 +253,9 @@ def keep_best(energy: np.ndarray, num_values: np.ndarray, budget: float) -> np.n
 
     Reference: G. B. Dantzig, "Discrete-variable extremum problems", Operations Research 5(2), 1957.
     """
-    energy, num_values = np.asarray(energy, np.float64), np.asarray(num_values)
-    order = np.argsort(-energy / num_values, kind="stable")
-    kept = np.zeros(energy.shape, bool)
+    squares, num_values = np.asarray(squares, np.float64), np.asarray(num_values)
+    order = np.argsort(-squares / num_values, kind="stable")
+    kept = np.zeros(squares.shape, bool)
     left = budget
     for index in order:
         if num_values[index] <= left:
@@ -286,23 +286,23 @@ class EnergyCurve:
         return np.diff(self.residual) / np.diff(self.share)
 
 
-def residual_curve(energy: np.ndarray, num_values: np.ndarray) -> EnergyCurve:
+def residual_curve(squares: np.ndarray, num_values: np.ndarray) -> EnergyCurve:
     """The curve of sending the pairs in the order of their energy per value.
 
     Args:
-        energy: I_i^2, shape [num_pairs].
+        squares: I_i^2, shape [num_pairs].
         num_values: of each pair, shape [num_pairs].
 
     Raises:
         ValueError: no energy at all, or a negative one.
     """
-    energy, num_values = np.asarray(energy, np.float64), np.asarray(num_values, np.float64)
-    if not (np.all(energy >= 0) and 0 < energy.sum() < np.inf):
+    squares, num_values = np.asarray(squares, np.float64), np.asarray(num_values, np.float64)
+    if not (np.all(squares >= 0) and 0 < squares.sum() < np.inf):
         raise ValueError("a residual curve needs energies of at least 0, not all of them 0")
-    order = np.argsort(-energy / num_values, kind="stable")
+    order = np.argsort(-squares / num_values, kind="stable")
     share = np.concatenate([[0.0], np.cumsum(num_values[order])]) / num_values.sum()
     # summed from the small end, so that a tail below the rounding of the whole keeps its digits
-    left = np.concatenate([np.cumsum(energy[order][::-1])[::-1], [0.0]]) / energy.sum()
+    left = np.concatenate([np.cumsum(squares[order][::-1])[::-1], [0.0]]) / squares.sum()
     share[-1], left[0] = 1.0, 1.0
     return EnergyCurve(share, left)
 

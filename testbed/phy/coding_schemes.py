@@ -16,6 +16,8 @@ from dataclasses import dataclass
 
 from testbed.core.units import from_db
 
+_USED = 0.6
+
 
 @dataclass(frozen=True)
 class CodingScheme:
@@ -96,3 +98,14 @@ def choose(snr: float, margin: float = 1.0) -> CodingScheme | None:
         raise ValueError(f"margin = {margin:g} must be a positive power ratio")
     borne = [scheme for scheme in SCHEMES if scheme.threshold_snr * margin <= snr]
     return max(borne, key=lambda scheme: scheme.bits_per_symbol, default=None)
+
+
+def slowest_above(efficiency: float) -> CodingScheme:
+    """The most robust scheme that carries so much; the fastest where none does.
+
+    Args:
+        efficiency: information bits a second on each hertz of a share, with all that prefixes, pilots, preambles,
+            headers and checks take: they leave about `_USED` of a symbol rate of one a second and hertz.
+    """
+    enough = [scheme for scheme in SCHEMES if scheme.bits_per_symbol * _USED >= efficiency]
+    return min(enough, key=lambda scheme: scheme.threshold_snr, default=SCHEMES[-1])

@@ -5,6 +5,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DEMO   := runs/demo
+JOBS   ?= 2
+LONG   := campaign ma_ota_learning
 
 # a caller's interpreter settings must not reach into the virtual environment
 unexport PYTHONPATH
@@ -39,11 +41,17 @@ demo: $(STAMP)
 	$(BIN)/testbed run quickstart --backend sim --out $(DEMO)/fixed --bench fixed --set name=quickstart-fixed
 	$(BIN)/testbed show $(DEMO)/moving --against $(DEMO)/fixed
 
+# two at a time: what keeps real time runs in one of the two processes, the rest beside it; JOBS=0 runs one by one
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --no-loadscope-reorder
 
+# a campaign takes hours: here only whether it works
 bench: $(STAMP)
-	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python -m benchmarks.$$(basename $$script .py); done
+	@set -e; for script in $$(grep -l __main__ benchmarks/*.py); do \
+		name=$$(basename $$script .py); echo "== $$script"; \
+		case " $(LONG) " in *" $$name "*) options=--quick ;; *) options= ;; esac; \
+		$(BIN)/python -m benchmarks.$$name $$options; \
+	done
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from nodes.trainer import Trainer
 
 _RESULTS = "inproc://results"
+_KNOCK_EVERY_MS = 20
+"""At a controller of the same process, which opens its door in a moment."""
 
 
 def serve(
@@ -95,7 +97,7 @@ def host(
         ConfigError: the controller refused the nodes.
         LinkTimeout: the controller did not answer.
     """
-    agent = _Agent(address, tuple(names), None, load)
+    agent = _Agent(address, tuple(names), None, load, _KNOCK_EVERY_MS)
     try:
         agent.run(until=until, connect_timeout_s=connect_timeout_s)
     finally:
@@ -109,11 +111,14 @@ class _Agent:
         names: tuple[str, ...],
         bench: BenchSpec | None,
         load: Callable[[JobSpec], Trainer] | None = None,
+        knock_every_ms: int | None = None,
     ) -> None:
         self._names = names
         self._address = address
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = prepare(self._context.socket(zmq.DEALER))
+        if knock_every_ms is not None:
+            self._socket.setsockopt(zmq.RECONNECT_IVL, knock_every_ms)
         self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED)
         self._inbox = self._context.socket(zmq.PULL)
         self._inbox.bind(_RESULTS)

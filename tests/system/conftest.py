@@ -29,7 +29,8 @@ def fedavg_run(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
 
 @pytest.fixture(scope="session")
 def ota_run(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
-    return small_runs.run(small_runs.small("ota-fedavg"), tmp_path_factory.mktemp("ota"))
+    # nodes in a process of their own: many runs with nodes in the test's process are compared with it
+    return small_runs.run(small_runs.small("ota-fedavg"), tmp_path_factory.mktemp("ota"), node_processes=1)
 
 
 @pytest.fixture(scope="session")

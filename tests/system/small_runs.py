@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from testbed.engine.config import Loaded, load_experiment
-from testbed.engine.experiment import RunResult, run_experiment
-from testbed.engine.recorder import read_steps
+from testbed.engine.experiment import RunResult, resume_experiment, run_experiment
+from testbed.engine.recorder import read_json, read_steps
+from tests.system.node_threads import nodes_here
 
 CHANGES = [
     "rounds=3",
@@ -30,9 +31,20 @@ def small(scheme: str = "fedavg", *changes: str, seed: int = 1) -> Loaded:
 
 
 def run(loaded: Loaded, out: Path, **options: Any) -> RunResult:
-    """Run it, by default on the simulated backend with all nodes in one process."""
-    options = {"backend": "sim", "node_processes": 1, **options}
-    return run_experiment(loaded.spec, loaded.scheme, loaded.bench, out=out, **options)
+    """Run it, by default on the simulated backend with all nodes in this process."""
+    options = {"backend": "sim", **options}
+    if options["backend"] != "sim" or "node_processes" in options:
+        return run_experiment(loaded.spec, loaded.scheme, loaded.bench, out=out, **{"node_processes": 1, **options})
+    with nodes_here():
+        return run_experiment(loaded.spec, loaded.scheme, loaded.bench, out=out, **options)
+
+
+def resume(folder: Path) -> RunResult:
+    """Resume it, with nodes as `run` has them."""
+    if read_json(folder, "start.json")["backend"] != "sim":
+        return resume_experiment(folder, node_processes=1)
+    with nodes_here():
+        return resume_experiment(folder)
 
 
 def cut(folder: Path, last: int) -> None:

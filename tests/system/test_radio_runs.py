@@ -11,8 +11,8 @@ import pytest
 
 from testbed.core.errors import RadioFault
 from testbed.engine.config import Loaded, load_experiment
-from testbed.engine.experiment import RunResult, replay_experiment, resume_experiment
-from tests.system.small_runs import CHANGES, cut, run, small
+from testbed.engine.experiment import RunResult, replay_experiment
+from tests.system.small_runs import CHANGES, cut, resume, run, small
 
 
 def votes(*changes: str) -> Loaded:
@@ -60,7 +60,7 @@ def test_a_resumed_run_meets_the_same_impairments_and_goes_on_recording(votes_ru
     cut(folder, 1)
     for capture in sorted((folder / "captures").iterdir())[4:]:
         capture.unlink()
-    resumed = resume_experiment(folder)
+    resumed = resume(folder)
     assert resumed.summary == votes_run.summary
     assert resumed.rounds == votes_run.rounds
     assert len(list((folder / "captures").glob("*.sigmf-meta"))) >= 4
@@ -83,7 +83,7 @@ def test_resume_brings_back_what_payloads_left_out(tmp_path: Path) -> None:
     folder = tmp_path / "cut"
     shutil.copytree(whole.folder, folder)
     cut(folder, 1)
-    resumed = resume_experiment(folder)
+    resumed = resume(folder)
     assert resumed.summary == whole.summary
     assert resumed.rounds == whole.rounds
 

@@ -17,7 +17,7 @@ from testbed.core.orders import Collect, Collected, MovedAndTrained
 from testbed.engine.dry import dry_experiment
 from testbed.engine.experiment import RunResult, replay_experiment, resume_experiment
 from testbed.engine.recorder import read_rows, read_steps
-from tests.system.small_runs import SGD, cut, run, small
+from tests.system.small_runs import SGD, cut, resume, run, small
 
 WEIGHTS = "adapter_model.safetensors"
 PLAIN = Path(__file__).with_name("plain_fedavg.py")
@@ -161,13 +161,13 @@ def test_resume_continues_bit_for_bit(ota_run: RunResult, tmp_path: Path) -> Non
     folder = tmp_path / "run"
     shutil.copytree(ota_run.folder, folder)
     cut(folder, 1)
-    resumed = resume_experiment(folder)
+    resumed = resume(folder)
     assert resumed.summary == ota_run.summary
     assert resumed.rounds == ota_run.rounds
     assert all(np.array_equal(array, _adapter(ota_run)[name]) for name, array in _adapter(resumed).items())
     assert replay_experiment(folder).summary == ota_run.summary
     with pytest.raises(ConfigError, match="this run is complete"):
-        resume_experiment(folder)
+        resume(folder)
 
 
 def test_the_record_keeps_measured_facts(ota_run: RunResult) -> None:
@@ -238,7 +238,7 @@ def test_a_changed_base_model_cannot_be_resumed(fedavg_run: RunResult, tmp_path:
     with np.load(folder / "initial.npz") as arrays:
         np.savez(folder / "initial.npz", initial=arrays["initial"] + 1, frozen=arrays["frozen"])
     with pytest.raises(ReplayDeparture, match="start from another adapter"):
-        resume_experiment(folder)
+        resume(folder)
 
 
 def test_a_resume_that_fails_keeps_what_there_was(ota_run: RunResult, tmp_path: Path) -> None:

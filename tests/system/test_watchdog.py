@@ -32,10 +32,14 @@ from pathlib import Path
 from drivers.dead_man import DeadMan, HeldStage
 from testbed.core.errors import DeviceError
 
+def say(*words):
+    # at once with its end: two threads speak
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())
+
 radios, timeout_s, log, *ports = sys.argv[1:]
 stages = [HeldStage(f"stage-{index}", os.open(port, os.O_RDWR | os.O_NOCTTY)) for index, port in enumerate(ports)]
-dead_man = DeadMan(radios.split(), stages, float(timeout_s), stop=lambda: print("stopped", flush=True), log=Path(log))
-print(dead_man.pid, dead_man.socket_path, flush=True)
+dead_man = DeadMan(radios.split(), stages, float(timeout_s), stop=lambda: say("stopped"), log=Path(log))
+say(dead_man.pid, dead_man.socket_path)
 for line in sys.stdin:
     if line.startswith("hog"):
         ctypes.PyDLL(None).usleep(int(line.split()[1]))  # keeps the interpreter for itself
@@ -45,9 +49,9 @@ for line in sys.stdin:
         dead_man.close()
     try:
         dead_man.check()
-        print("fine", flush=True)
+        say("fine")
     except DeviceError as error:
-        print(error.message, flush=True)
+        say(error.message)
 """
 
 

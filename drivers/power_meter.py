@@ -64,14 +64,15 @@ class BoardMeter:
             self._sampler.begin()
         self._began_s = self._monotonic()
 
-    def end(self, *, num_tokens: int, cpu_hz: float | None) -> Spent:
+    def end(self, *, num_tokens: int, cpu_hz: float | None, work_share: float = 1.0) -> Spent:
         """What the work since `begin` took.
 
-        model: joules = kappa C n f^2, with f the frequency that was set, or the board's highest where none is set
+        model: joules = kappa C n s f^2, with f the frequency that was set, or the board's highest where none is set
 
         Args:
             num_tokens: n.
             cpu_hz: as `begin` got it.
+            work_share: s, a token's operations relative to the whole model; of the energy model alone.
 
         Returns:
             seconds and joules.
@@ -82,7 +83,7 @@ class BoardMeter:
         if self._began_s is None:
             raise ProtocolError(f"{self._board.name}: the meter was ended before it began")
         seconds, self._began_s = self._monotonic() - self._began_s, None
-        return Spent(seconds=seconds, joules=self._joules(seconds, num_tokens))
+        return Spent(seconds=seconds, joules=self._joules(seconds, num_tokens * work_share))
 
     def describe(self) -> dict[str, Any]:
         """Where seconds and joules come from, for the record."""
@@ -102,7 +103,7 @@ class BoardMeter:
         if self._cpu is not None:
             self._cpu.close()
 
-    def _joules(self, seconds: float, num_tokens: int) -> float:
+    def _joules(self, seconds: float, num_tokens: float) -> float:
         board = self._board
         match self._spec.energy:
             case "model":

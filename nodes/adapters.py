@@ -15,7 +15,10 @@ import torch
 from nodes.model import check_targets
 from testbed.core.adapter import Factor, Layout
 from testbed.core.errors import ConfigError
+from testbed.core.orders import WHOLE, Part
 from testbed.core.specs import LoraSpec
+from testbed.lora.choice import part_mask
+from testbed.lora.switch import max_rank, slice_mask
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -63,22 +66,44 @@ class FlatAdapter:
         """A copy of the model's flat adapter, shape [layout.size] float32."""
         return self.values.to("cpu", copy=True).numpy()
 
+    def beyond(self, ranks: int | None) -> torch.Tensor | None:
+        """Where the ranks after the first so many lie, bool, shape [layout.size]; None if there are none.
+
+        Raises:
+            ValueError: a rank that the layout does not have.
+        """
+        if ranks is None or ranks == max_rank(self.layout):
+            return None
+        return torch.from_numpy(~slice_mask(self.layout, ranks)).to(self.values.device)
+
     @contextmanager
-    def training(self, factors: Factors) -> Iterator[torch.Tensor | None]:
+    def training(self, factors: Factors, ranks: int | None = None, part: Part = WHOLE) -> Iterator[torch.Tensor | None]:
         """Train only some of the factors for a while: the others get no gradient, and none is computed for them.
 
         Args:
             factors: A, B or both.
+            part: values that are trained, among those.
+            ranks: only the first so many of every module are trained; of the others a gradient is computed all the
+                same, and must not be used.
 
         Yields:
-            where the factors lie that rest, bool, shape [layout.size]; None if there are none.
+            where the values lie that rest, bool, shape [layout.size]; None if there are none.
 
         Raises:
             ConfigError: no factor would be trained.
         """
-        resting = [factor for factor in self.layout.factors if factors not in ("both", factor.kind)]
+        chosen = part_mask(self.layout, part)
+        resting = [
+            factor
+            for factor in self.layout.factors
+            if factors not in ("both", factor.kind) or not chosen[self.layout.slices[factor.name]].any()
+        ]
+        beyond = self.beyond(ranks)
+        if not chosen.all():
+            outside = torch.from_numpy(~chosen).to(self.values.device)
+            beyond = outside if beyond is None else beyond | outside
         if not resting:
-            yield None
+            yield beyond
             return
         if len(resting) == len(self.layout.factors):
             raise ConfigError(
@@ -87,6 +112,8 @@ class FlatAdapter:
                 remedy="set freeze_a = false, or let the scheme train B or both factors",
             )
         where = torch.zeros(self.layout.size, dtype=torch.bool, device=self.values.device)
+        if beyond is not None:
+            where |= beyond
         for factor in resting:
             where[self.layout.slices[factor.name]] = True
             self.parameters[factor.name].requires_grad_(False)
@@ -97,7 +124,9 @@ class FlatAdapter:
                 self.parameters[factor.name].requires_grad_(True)
 
 
-def attach(base: PreTrainedModel, spec: LoraSpec, seed: int) -> FlatAdapter:
+def attach(
+    base: PreTrainedModel, spec: LoraSpec, seed: int, start: Mapping[str, np.ndarray] | None = None
+) -> FlatAdapter:
     """Add LoRA layers to the base model, once for the life of the process.
 
     A is uniform in +-1/sqrt(in) (the Kaiming rule with a = sqrt(5), as in the LoRA authors' code), drawn from
@@ -107,6 +136,7 @@ def attach(base: PreTrainedModel, spec: LoraSpec, seed: int) -> FlatAdapter:
         base: frozen base model, already on its device.
         spec: rank, alpha and adapted layers.
         seed: seed of the experiment.
+        start: factor name -> initial values, instead of a draw: where the base is a part of a larger one.
 
     Raises:
         ConfigError: a target matches no layer.
@@ -132,7 +162,8 @@ def attach(base: PreTrainedModel, spec: LoraSpec, seed: int) -> FlatAdapter:
     # named_parameters lists module by module; A stands before B inside each
     factors = [factor for _, pair in _by_module(factors).items() for factor in sorted(pair, key=lambda item: item.kind)]
     everything = Layout(factors=tuple(factors))
-    start = everything.unpack(_initial(everything, seed))
+    if start is None:
+        start = everything.unpack(_initial(everything, seed))
 
     trained = Layout(factors=tuple(factor for factor in factors if factor.kind == "B" or not spec.freeze_a))
     fixed = Layout(factors=tuple(factor for factor in factors if factor.kind == "A" and spec.freeze_a))

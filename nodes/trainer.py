@@ -4,30 +4,41 @@ Rows of a round: the node's rows, in the order of consecutive permutations that
 `numpy.random.default_rng([seed, node index, round index])` draws over the node's ascending row numbers; a batch takes
 the next `batch_size` of that endless sequence, one optimiser step the next `gradient_accumulation` batches. A step's
 loss is the mean over all its target tokens, so accumulation equals one large batch. The optimiser starts afresh every
-round, and dropout is seeded by the same three numbers: a round depends on nothing but its arguments.
+round, and dropout is seeded by the same three numbers: a round depends on nothing but its arguments and on what was
+folded into the base. Pruning looks at the first batches of a permutation of its own, the same in every round.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from nodes import data
 from nodes.adapters import Factors, FlatAdapter, attach
+from nodes.aligner import Aligner
+from nodes.bottleneck import extend
+from nodes.folding import Folding
 from nodes.likelihood import EvalSums, Likelihood
 from nodes.local_terms import LocalTerms
 from nodes.model import load_base
+from nodes.pruning import Pruner, PruningFacts
 from nodes.tokens import Batch, Encoded, Encoder, collate
 from testbed.core.adapter import Layout
 from testbed.core.errors import ConfigError, ProtocolError
+from testbed.core.orders import WHOLE, Part, Pruning
 from testbed.core.specs import JobSpec
+from testbed.lora.refactor import Stack
 
 __all__ = ["EvalSums", "TrainOutcome", "Trainer"]
+
+_IMPORTANCE_BATCHES = 4
+_IMPORTANCE_DRAW = 1
 
 
 @dataclass(frozen=True)
@@ -43,6 +54,7 @@ class TrainOutcome:
         num_tokens: tokens seen, padding not counted.
         steps: optimiser steps taken.
         step_size: of plain gradient descent; 0 where the optimiser scales or remembers gradients.
+        pruning: what was left out of the base.
     """
 
     vector: np.ndarray
@@ -53,6 +65,7 @@ class TrainOutcome:
     num_tokens: int
     steps: int
     step_size: float
+    pruning: PruningFacts = field(default_factory=PruningFacts)
 
 
 class Trainer:
@@ -80,7 +93,14 @@ class Trainer:
         self._pad = int(tokenizer.pad_token_id)
         self._encoder = Encoder(tokenizer, job.training.sequence_length)
         self._adapter: FlatAdapter = attach(base.to(self._device), job.lora, job.seed)
+        if job.lora.bottleneck:
+            self._adapter = extend(self._adapter, width=job.lora.bottleneck, seed=job.seed)
         self._likelihood = Likelihood.of(self._adapter.model, pad=self._pad, loss_on=job.training.loss_on)
+        self._folding = Folding(self._adapter, job.lora.alpha / job.lora.rank)
+        self._pruner: Pruner | None = None
+        # preference data that cannot be used are told before anything is sent
+        self._aligner = None if job.alignment is None else Aligner(job, self._adapter, tokenizer)
+        self._tokenizer = tokenizer
         self._encoded: dict[str, list[Encoded]] = {}
         self._test: list[Encoded] | None = None
 
@@ -114,6 +134,11 @@ class Trainer:
         """Rows of the held-out split."""
         return len(self._data.test)
 
+    @property
+    def aligner(self) -> Aligner:
+        """Aligns instead of training. Raises ConfigError where the experiment has no `[alignment]`."""
+        return self._aligner or Aligner(self.job, self._adapter, self._tokenizer)
+
     def num_samples(self, node: str) -> int:
         """Training rows the node holds."""
         return len(self._data.shares[self._index(node)])
@@ -127,6 +152,26 @@ class Trainer:
         rows = (batch_size or training.batch_size) * training.gradient_accumulation
         return math.ceil((training.local_epochs or 1) * self.num_samples(node) / rows)
 
+    def fold(self, folds: Sequence[Stack]) -> None:
+        """Let the base weights have exactly these folds of `testbed.core.orders.Publish`; none by default.
+
+        Raises:
+            ConfigError: weights of 4 bits cannot take a fold.
+        """
+        if self._folding.bring(folds) and self._pruner is not None:
+            self._pruner.forget()
+
+    def prepare(self, node: str, pruning: Pruning) -> None:
+        """Find what a node leaves out at a ratio, and build the smaller model, so that `train` only trains.
+
+        Raises:
+            ConfigError: the model cannot be pruned.
+        """
+        if pruning.kind == "structured":
+            self._pruning().smaller(node, pruning)
+        else:
+            self._pruning().masks(node, pruning)
+
     def train(
         self,
         node: str,
@@ -138,10 +183,16 @@ class Trainer:
         proximal: float = 0.0,
         drift: np.ndarray | None = None,
         factors: Factors = "both",
+        pruning: Pruning | None = None,
+        ranks: int | None = None,
+        others: Literal["frozen", "absent"] = "frozen",
+        orthogonality: float = 0.0,
+        part: Part = WHOLE,
+        pulled: Part = WHOLE,
         progress: Callable[[float], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> TrainOutcome:
-        """Fine-tune the adapter on the node's rows. Losses are those of the data, without the proximal term.
+        """Fine-tune the adapter on the node's rows. Losses are those of the data, without what a scheme adds to it.
 
         Args:
             node: whose rows.
@@ -149,37 +200,75 @@ class Trainer:
             start: flat adapter to begin with, shape [layout.size]; left as it is.
             local_steps: optimiser steps; those of the job by default.
             batch_size: rows of a forward pass; that of the job by default.
-            proximal, drift, factors: as of `testbed.core.orders.Work`, carried out by `nodes.local_terms`.
+            proximal, drift, factors, ranks, others, orthogonality, part, pulled: as of `testbed.core.orders.Work`,
+                carried out by `nodes.local_terms`.
+            pruning: as of `testbed.core.orders.Work`, carried out by `nodes.pruning`.
             progress: called after each step with the fraction done.
             should_stop: asked after each step; True ends the round early.
 
         Raises:
-            ConfigError: the loss is not finite, or no factor is trained.
+            ConfigError: the loss is not finite, no factor is trained, or the model cannot be pruned.
             ProtocolError: unknown node, or a vector of another length.
         """
         seeds = [self.job.seed, self._index(node), round_index]
-        adapter, training = self._adapter, self.job.training
-        adapter.write(start)
+        if start.shape != (self.layout.size,):
+            self.layout.unpack(start)  # raises the error that names both sizes
+        if drift is not None:
+            self.layout.unpack(drift)
+        net = _Net(self._adapter, self._likelihood)
+        with ExitStack() as stack:
+            facts = PruningFacts()
+            if pruning is not None and pruning.kind == "unstructured":
+                facts = stack.enter_context(self._pruning().masked(node, pruning))
+            elif pruning is not None and (smaller := self._pruning().smaller(node, pruning)) is not None:
+                net, facts = _Net(smaller.adapter, smaller.likelihood, smaller.places), smaller.facts
+            steps = self.num_steps(node, local_steps=local_steps, batch_size=batch_size)
+            net.adapter.write(net.gathered(start))
+            beyond = net.adapter.beyond(ranks) if others == "absent" else None
+            if beyond is not None:
+                net.adapter.values.masked_fill_(beyond, 0.0)
+            resting = stack.enter_context(net.adapter.training(factors, ranks, part))
+            terms = LocalTerms.of(
+                net.adapter,
+                proximal=proximal,
+                drift=None if drift is None else net.gathered(drift),
+                resting=resting,
+                max_norm=self.job.training.max_grad_norm,
+                orthogonality=orthogonality,
+                pulled=pulled,
+            )
+            batches = self._batches(node, seeds, batch_size or self.job.training.batch_size)
+            done = self._steps(net, terms, seeds, steps, batches, progress, should_stop)
+        return replace(done, vector=net.scattered(start, beyond), pruning=facts)
+
+    def _steps(
+        self,
+        net: _Net,
+        terms: LocalTerms,
+        seeds: Sequence[int],
+        steps: int,
+        batches: Iterator[Batch],
+        progress: Callable[[float], None] | None,
+        should_stop: Callable[[], bool] | None,
+    ) -> TrainOutcome:
+        """The steps of a round, from what the adapter holds; the outcome is without its vector."""
+        adapter, training = net.adapter, self.job.training
         adapter.model.train()
         flat = torch.nn.Parameter(adapter.values)  # shares its memory
         flat.grad = adapter.gradient
         optimizer = self._optimizer(flat)
-        steps = self.num_steps(node, local_steps=local_steps, batch_size=batch_size)
-        batches = self._batches(node, seeds, batch_size or training.batch_size)
         losses: list[float] = []
         num_samples = num_tokens = 0
         devices = [self._device] if self._device.type == "cuda" else []
-        with adapter.training(factors) as resting, torch.random.fork_rng(devices=devices):
-            terms = LocalTerms.of(
-                adapter, proximal=proximal, drift=drift, resting=resting, max_norm=training.max_grad_norm
-            )
+        with torch.random.fork_rng(devices=devices):
             torch.manual_seed(int(np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0]) >> 1)
             for step in range(steps):
                 group = [next(batches) for _ in range(training.gradient_accumulation)]
-                loss = self._accumulate(group)
+                loss = net.accumulate(group)
                 if not math.isfinite(loss):
                     raise ConfigError(
-                        f"the training loss of {node} in round {round_index} is {loss} at step {step + 1}",
+                        f"the training loss of {self.job.nodes[seeds[1]]} in round {seeds[2]} is {loss} "
+                        f"at step {step + 1}",
                         key="training.learning_rate",
                         remedy="lower the learning rate, or the precoder noise that reaches the adapter",
                     )
@@ -195,7 +284,7 @@ class Trainer:
                     break
         adapter.model.eval()
         return TrainOutcome(
-            vector=adapter.read(),
+            vector=np.zeros(0, np.float32),
             loss_first=losses[0],
             loss_last=losses[-1],
             loss_mean=float(np.mean(losses)),
@@ -205,20 +294,30 @@ class Trainer:
             step_size=training.learning_rate if training.optimizer == "sgd" and training.momentum == 0 else 0.0,
         )
 
-    def evaluate(self, vector: np.ndarray, *, shard: int = 0, num_shards: int = 1, batch_size: int = 32) -> EvalSums:
+    def evaluate(
+        self,
+        vector: np.ndarray,
+        *,
+        shard: int = 0,
+        num_shards: int = 1,
+        node: str | None = None,
+        batch_size: int = 32,
+    ) -> EvalSums:
         """Loss on every num_shards-th held-out row from row `shard` on, and accuracy where the task is classification.
 
         Args:
             vector: flat adapter, shape [layout.size].
             shard: which part of the rows, 0 .. num_shards-1.
             num_shards: number of parts.
+            node: its own held-out rows instead, which are dealt as the training rows are.
             batch_size: rows of one forward pass.
         """
         self._adapter.write(vector)
         if self._test is None:
             self._test = self._encoder.encode_all(self._data.test)
         # rows of like length together, so that little is padded
-        rows = sorted(self._test[shard::num_shards], key=len)
+        test, own = self._test, None if node is None else self._data.test_shares[self._index(node)]
+        rows = sorted(test[shard::num_shards] if own is None else [test[index] for index in own], key=len)
         classify = self.job.training.task == "classification"
         total = EvalSums(0.0, 0, 0 if classify else None, 0)
         score = self._likelihood.classify if classify else self._likelihood.score
@@ -254,12 +353,60 @@ class Trainer:
         return torch.optim.AdamW([flat], training.learning_rate, weight_decay=training.weight_decay)
 
     def _accumulate(self, batches: Sequence[Batch]) -> float:
+        """Gradient of the whole model's mean loss over all target tokens of the batches; returns that loss."""
+        return _Net(self._adapter, self._likelihood).accumulate(batches)
+
+    def _pruning(self) -> Pruner:
+        if self.job.lora.bottleneck:
+            raise ConfigError(
+                "a model with bottleneck adapters cannot be pruned",
+                key="lora.bottleneck",
+                remedy="set bottleneck = 0, or use a scheme that does not prune",
+            )
+        if self._pruner is None:
+            self._pruner = Pruner(
+                self._adapter, self._likelihood, self.job.lora, self.job.seed, self._importance_batches
+            )
+        return self._pruner
+
+    def _importance_batches(self, node: str) -> list[Batch]:
+        """A few of the node's batches, the same whatever the round."""
+        seeds = [self.job.seed, self._index(node), 0, _IMPORTANCE_DRAW]
+        batches = self._batches(node, seeds, self.job.training.batch_size)
+        return [next(batches) for _ in range(_IMPORTANCE_BATCHES)]
+
+
+@dataclass(frozen=True)
+class _Net:
+    """What is trained: the whole model, or a smaller one whose values lie at `places` of the whole adapter."""
+
+    adapter: FlatAdapter
+    likelihood: Likelihood
+    places: np.ndarray | None = None
+
+    def gathered(self, vector: np.ndarray) -> np.ndarray:
+        """The values of a whole vector that this net has."""
+        return vector if self.places is None else vector[self.places]
+
+    def scattered(self, start: np.ndarray, beyond: torch.Tensor | None) -> np.ndarray:
+        """The whole vector after training; values that this net has not, or that were absent, as at the start."""
+        own = self.adapter.read()
+        if beyond is not None:
+            absent = beyond.cpu().numpy()
+            own[absent] = self.gathered(start)[absent]
+        if self.places is None:
+            return own
+        vector = np.array(start, np.float32)
+        vector[self.places] = own
+        return vector
+
+    def accumulate(self, batches: Sequence[Batch]) -> float:
         """Gradient of the mean loss over all target tokens of the batches; returns that loss."""
-        self._adapter.gradient.zero_()
+        self.adapter.gradient.zero_()
         num_targets = max(1, sum(batch.num_targets for batch in batches))
         total = 0.0
         for batch in batches:
-            loss = self._likelihood.loss(batch) / num_targets
+            loss = self.likelihood.loss(batch) / num_targets
             loss.backward()
             total += float(loss.detach())
         return total

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, assert_never
 import numpy as np
 
 from drivers.corrected_radio import CorrectedTransmitter
+from nodes.hosted_node import HostedNode
 from nodes.uplink import Uplink
 from testbed.core import messages
 from testbed.core.backends import backend, resolve
@@ -18,7 +19,9 @@ from testbed.core.devices import Adjustable
 from testbed.core.errors import BenchError, ConfigError, ProtocolError
 from testbed.core.messages import Packet
 from testbed.core.node_devices import FollowedClock, NodeDevices
+from testbed.core.orders import WHOLE, Alignment
 from testbed.core.specs import JobSpec
+from testbed.lora.refactor import Stack
 from testbed.phy import sounding
 
 if TYPE_CHECKING:
@@ -26,16 +29,6 @@ if TYPE_CHECKING:
 
 Say = Callable[[messages.Message, Mapping[str, np.ndarray]], None]
 _Burst: TypeAlias = messages.SendPilots | messages.SendAnalogue | messages.SendSigns | messages.SendPackets
-
-
-@dataclass
-class _Node:
-    """One node of this process: its devices, the published adapter, and its own latest update on its way."""
-
-    devices: NodeDevices
-    adapter: np.ndarray
-    rate_hz: float
-    uplink: Uplink
 
 
 @dataclass
@@ -53,7 +46,7 @@ class Worker:
     should_stop: Callable[[], bool]
     bench: BenchSpec | None = None
     load: Callable[[JobSpec], Trainer] | None = None
-    _nodes: dict[str, _Node] = field(default_factory=dict)
+    _nodes: dict[str, HostedNode] = field(default_factory=dict)
     _job: JobSpec | None = None
     _trainer: Trainer | None = None
 
@@ -107,13 +100,18 @@ class Worker:
             case messages.SetResidual():
                 self._node(request.node).uplink.residual = packet.arrays["residual"]
                 self._say(request, messages.Done, {})
+            case messages.SendOwn():
+                own = self._node(request.node).own_values(self._trained(request.node).layout, request.shared)
+                self._say(request, messages.Own, {}, dict(own))
+            case messages.SetOwn():
+                self._give_back(request, packet.arrays)
             case messages.ReadClock():
                 self._say(request, messages.ClockRead, {"at_s": self._clock(request.node).own_s()})
             case messages.SetClock():
                 self._clock(request.node).follow(request.offset_s)
                 self._say(request, messages.Done, {})
             case messages.SetAdapter():
-                self._set_adapter(request.node, packet.arrays["adapter"])
+                self._set_adapter(request, packet.arrays)
                 self._say(request, messages.Done, {})
             case messages.EvaluateTask():
                 self._evaluate(request)
@@ -131,6 +129,7 @@ class Worker:
                 | messages.Update()
                 | messages.Encoded()
                 | messages.Residual()
+                | messages.Own()
                 | messages.ClockRead()
                 | messages.EvaluateDone()
                 | messages.Gradients()
@@ -147,7 +146,7 @@ class Worker:
 
     def adopt(self, name: str, devices: NodeDevices, adapter: np.ndarray, bench: BenchSpec, uplink: Uplink) -> None:
         """Work for one more node, with its devices, the published adapter [num_values] and what it has to send."""
-        self._nodes[name] = _Node(devices, adapter, bench.sample_rate_hz, uplink)
+        self._nodes[name] = HostedNode(devices, adapter, bench.sample_rate_hz, uplink)
 
     def mute(self) -> None:
         """Stop every transmitter of this process; always legal, from any thread.
@@ -180,7 +179,7 @@ class Worker:
         answer = kind(node=request.node, serial=request.serial, **facts)
         self.say(answer, arrays or {})  # type: ignore[arg-type]
 
-    def _node(self, name: str) -> _Node:
+    def _node(self, name: str) -> HostedNode:
         if name not in self._nodes:
             raise ProtocolError(f"{name} was asked to work before it was configured")
         return self._nodes[name]
@@ -247,7 +246,13 @@ class Worker:
         self._say(request, messages.Done, {})
 
     def _train(self, request: messages.TrainTask, arrays: Mapping[str, np.ndarray]) -> None:
-        node, trainer = self._node(request.node), self._trained()
+        node, trainer = self._node(request.node), self._trained(request.node)
+        if request.objective is not None:
+            self._align(request, request.objective)
+            return
+        if request.pruning is not None:
+            # once for many rounds, and not what a round's training takes
+            trainer.prepare(request.node, request.pruning)
         node.devices.meter.begin(request.cpu_hz)
         outcome = trainer.train(
             request.node,
@@ -258,12 +263,20 @@ class Worker:
             proximal=request.proximal,
             drift=arrays.get("drift"),
             factors=request.factors,
+            pruning=request.pruning,
+            ranks=request.ranks,
+            others=request.others,
+            orthogonality=request.orthogonality,
+            part=request.part,
+            pulled=request.pulled,
             progress=self._report(request.node, "training"),
             should_stop=self.should_stop,
         )
-        spent = node.devices.meter.end(num_tokens=outcome.num_tokens, cpu_hz=request.cpu_hz)
-        update = outcome.vector - node.adapter
-        node.uplink.trained(update, node.adapter, trainer.layout)
+        pruned = outcome.pruning
+        spent = node.devices.meter.end(
+            num_tokens=outcome.num_tokens, cpu_hz=request.cpu_hz, work_share=pruned.work_share
+        )
+        update = node.take(outcome.vector, trainer.layout, keep=request.keep)
         self._say(
             request,
             messages.TrainDone,
@@ -278,8 +291,53 @@ class Worker:
                 "joules": spent.joules,
                 "num_steps": outcome.steps,
                 "step_size": outcome.step_size,
+                "work_share": pruned.work_share,
+                "pruned": pruned.energy_share,
+                "pruned_ratio": pruned.ratio,
             },
         )
+
+    def _align(self, request: messages.TrainTask, objective: Alignment) -> None:
+        node, trainer = self._node(request.node), self._trained(request.node)
+        aligner, start, reference = trainer.aligner, node.adapter, node.leash(objective)
+        self._report(request.node, "aligning")(0.0)
+        node.devices.meter.begin(request.cpu_hz)
+        aligned = aligner.align(
+            request.node,
+            request.round_index,
+            start,
+            objective,
+            reference=reference,
+            part=request.part,
+            pulled=request.pulled,
+            should_stop=self.should_stop,
+        )
+        spent = node.devices.meter.end(num_tokens=aligned.num_tokens, cpu_hz=request.cpu_hz, work_share=1.0)
+        # what is measured for the record is no part of the round's work
+        self._report(request.node, "measuring")(0.0)
+        aligned, measures = aligner.measured(start, aligned, objective, reference)
+        update = node.take(aligned.vector, trainer.layout, keep=request.keep)
+        losses = [step.loss for step in aligned.trace] or [0.0]
+        self._say(
+            request,
+            messages.TrainDone,
+            {
+                "loss_first": losses[0],
+                "loss_last": losses[-1],
+                "loss_mean": float(np.mean(losses)),
+                "num_tokens": aligned.num_tokens,
+                "update_mean": float(update.mean(dtype=np.float64)),
+                "update_std": float(update.std(dtype=np.float64)),
+                "seconds": spent.seconds,
+                "joules": spent.joules,
+                "num_steps": len(aligned.trace),
+                "measures": measures,
+            },
+        )
+
+    def _give_back(self, request: messages.SetOwn, arrays: Mapping[str, np.ndarray]) -> None:
+        self._node(request.node).give_back(arrays, self._trained(request.node).layout, request.shared)
+        self._say(request, messages.Done, {})
 
     def _transmit(self, request: messages.Burst, samples: np.ndarray) -> None:
         self._node(request.node).devices.radio.transmit(samples, at_s=request.at_s, trigger_s=request.trigger_s)
@@ -290,20 +348,35 @@ class Worker:
             {"num_samples": len(samples), "power_sum_w": float(np.vdot(samples, samples).real)},
         )
 
-    def _set_adapter(self, name: str, adapter: np.ndarray) -> None:
-        """Nodes of one process that hold the same adapter share its memory."""
-        same = (node.adapter for node in self._nodes.values() if np.array_equal(node.adapter, adapter))
-        self._node(name).adapter = next(same, adapter)
+    def _set_adapter(self, request: messages.SetAdapter, arrays: Mapping[str, np.ndarray]) -> None:
+        """Nodes of one process that hold the same adapter and folds share their memory."""
+        node, adapter = self._node(request.node), arrays["adapter"]
+        if request.folded > len(node.folds):
+            raise ProtocolError(
+                f"{request.node} has {len(node.folds)} folds in its base, and the controller speaks of {request.folded}"
+            )
+        known = [fold for other in self._nodes.values() for fold in other.folds]
+        folds = list(node.folds[: request.folded])
+        for index, rank in enumerate(request.fold_ranks):
+            new = Stack(arrays[f"fold-{index}"], rank)
+            folds.append(next((fold for fold in known if np.array_equal(fold.vector, new.vector)), new))
+        if request.part != WHOLE:
+            adapter = node.published(adapter, self._trained(request.node).layout, request.part)
+        same = (one.adapter for one in self._nodes.values() if np.array_equal(one.adapter, adapter))
+        node.adapter, node.folds = next(same, adapter), tuple(folds)
 
-    def _trained(self) -> Trainer:
+    def _trained(self, name: str) -> Trainer:
+        """The process's trainer, its base with what this node's has been given."""
         if self._trainer is None:
             raise ProtocolError("a node was asked to work before it was configured")
+        self._trainer.fold(self._nodes[name].folds if name in self._nodes else ())
         return self._trainer
 
     def _evaluate(self, request: messages.EvaluateTask) -> None:
-        node, trainer = self._node(request.node), self._trained()
+        node, trainer = self._node(request.node), self._trained(request.node)
         self.say(messages.Progress(node=request.node, activity="evaluating", fraction=0.0), {})
-        sums = trainer.evaluate(node.adapter, shard=request.shard, num_shards=request.num_shards)
+        own = request.node if request.personal else None
+        sums = trainer.evaluate(node.adapter, shard=request.shard, num_shards=request.num_shards, node=own)
         self._say(
             request,
             messages.EvaluateDone,
@@ -321,7 +394,7 @@ class Worker:
         missing = [name for name in ("points", "rows") if name not in arrays]
         if missing:
             raise ProtocolError(f"a request to measure gradients came without {' and '.join(missing)}")
-        found = Measures(self._trained()).gradients(
+        found = Measures(self._trained(request.node)).gradients(
             request.node,
             arrays["points"],
             arrays["rows"],
@@ -338,7 +411,7 @@ class Worker:
         report = self._report(request.node, "reading the pre-training text" if request.pretraining else "measuring")
         # reading the built-in text takes a minute, in which nothing else is heard of this node
         report(0.0)
-        measures, rng = Measures(self._trained()), np.random.default_rng(request.seed)
+        measures, rng = Measures(self._trained(request.node)), np.random.default_rng(request.seed)
         rows = (
             measures.pretraining_rows(request.source, request.count, rng)
             if request.pretraining

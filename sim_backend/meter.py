@@ -23,14 +23,15 @@ class SimMeter:
     def begin(self, cpu_hz: float | None = None) -> None:
         """Work begins; the frequency counts at its end."""
 
-    def end(self, *, num_tokens: int, cpu_hz: float | None) -> Spent:
+    def end(self, *, num_tokens: int, cpu_hz: float | None, work_share: float = 1.0) -> Spent:
         """What work on so many tokens takes.
 
-        seconds = C n / f,   joules = kappa C n f^2
+        seconds = C n s / f,   joules = kappa C n s f^2
 
         Args:
             num_tokens: n.
             cpu_hz: f; the board's highest frequency if None.
+            work_share: s, a token's operations relative to the whole model.
 
         Returns:
             seconds and joules.
@@ -42,7 +43,8 @@ class SimMeter:
         frequency_hz = board.cpu_hz if cpu_hz is None else cpu_hz
         if not 0 < frequency_hz <= board.cpu_hz * (1 + _TOLERANCE):
             raise LimitError(f"{board.name} cannot run at {frequency_hz:g} Hz; its range is up to {board.cpu_hz:g} Hz")
+        tokens = num_tokens * work_share
         return Spent(
-            seconds=compute_seconds(num_tokens, board.cycles_per_token, frequency_hz),
-            joules=compute_joules(num_tokens, board.cycles_per_token, frequency_hz, board.kappa),
+            seconds=compute_seconds(tokens, board.cycles_per_token, frequency_hz),
+            joules=compute_joules(tokens, board.cycles_per_token, frequency_hz, board.kappa),
         )

@@ -169,8 +169,10 @@ class Meter(Protocol):
     def begin(self, cpu_hz: float | None = None) -> None:
         """Work begins, at this CPU frequency; None is the highest. Raises LimitError beyond the board's range."""
 
-    def end(self, *, num_tokens: int, cpu_hz: float | None) -> Spent:
-        """Work on so many tokens has ended; what it took. `cpu_hz` None is the highest frequency."""
+    def end(self, *, num_tokens: int, cpu_hz: float | None, work_share: float = 1.0) -> Spent:
+        """Work on so many tokens has ended; what it took. `cpu_hz` None is the highest frequency; `work_share` is a
+        token's operations relative to the whole model.
+        """
 
 
 ProgressCallback = Callable[[str, str, float], None]

@@ -4,26 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from testbed.core.adapter import Layout
 from testbed.core.bench import WaveformSpec
-from testbed.core.orders import Payload
+from testbed.core.message_bases import Request, Said
+from testbed.core.orders import WHOLE, Alignment, Part, Payload, Pruning
+from testbed.core.own_messages import Own, SendOwn, SetOwn
 from testbed.core.specs import DataSpec, JobSpec
-
-
-class Said(BaseModel):
-    """Base of every message."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Request(Said):
-    """Base of what the controller asks of one node; the answer repeats `serial`."""
-
-    node: str
-    serial: int = 0
-
 
 # --- from a node ----------------------------------------------------------------------------------------------------
 
@@ -33,7 +21,7 @@ class Hello(Said):
 
     kind: Literal["hello"] = "hello"
     nodes: tuple[str, ...] = Field(min_length=1)
-    versions: dict[str, str] = {}
+    versions: dict[str, str] = Field(default_factory=dict)
 
 
 class Ready(Request):
@@ -74,7 +62,11 @@ class TrainDone(Request):
     seconds: float
     joules: float
     num_steps: int = 0
-    step_size: float = Field(0.0, description="as of `testbed.core.orders.LocalResult`")
+    step_size: float = Field(0.0, description="this and what follows as of `testbed.core.orders.LocalResult`")
+    work_share: float = 1.0
+    pruned: float = 0.0
+    pruned_ratio: float = 0.0
+    measures: dict[str, float] = Field(default_factory=dict)
 
 
 class Sent(Request):
@@ -204,6 +196,14 @@ class TrainTask(Request):
     cpu_hz: float | None = None
     proximal: float = 0.0
     factors: Literal["both", "A", "B"] = "both"
+    pruning: Pruning | None = None
+    ranks: int | None = None
+    others: Literal["frozen", "absent"] = "frozen"
+    orthogonality: float = 0.0
+    part: Part = WHOLE
+    pulled: Part = WHOLE
+    objective: Alignment | None = None
+    keep: bool = False
 
 
 class MeasureGradients(Request):
@@ -356,17 +356,25 @@ class SetClock(Request):
 
 
 class SetAdapter(Request):
-    """The new global adapter. Array: `adapter` [layout.size] float32."""
+    """The new global adapter, and what the node shall have added to its base weights by now.
+
+    Arrays: `adapter` [layout.size] float32; `fold-0`, `fold-1`, ... as of `testbed.core.orders.Publish`, of the ranks
+    in `fold_ranks`: they follow the first `folded` that the node has got before.
+    """
 
     kind: Literal["set-adapter"] = "set-adapter"
+    folded: int = Field(0, ge=0, description="folds before these, in the order of the run")
+    fold_ranks: tuple[int, ...] = ()
+    part: Part = Field(WHOLE, description="values that the node takes over; the others stay as it has them")
 
 
 class EvaluateTask(Request):
-    """Score the published adapter on shard `shard` of `num_shards` of the held-out split."""
+    """Score the node's adapter on shard `shard` of `num_shards` of the held-out split, or on its own rows of it."""
 
     kind: Literal["evaluate"] = "evaluate"
     shard: int
     num_shards: int
+    personal: bool = False
 
 
 class Bye(Said):
@@ -384,6 +392,7 @@ Message: TypeAlias = (
     | Sent
     | Update
     | Residual
+    | Own
     | EvaluateDone
     | Gradients
     | States
@@ -405,6 +414,8 @@ Message: TypeAlias = (
     | Encoded
     | SendResidual
     | SetResidual
+    | SendOwn
+    | SetOwn
     | ReadClock
     | ClockRead
     | SetClock

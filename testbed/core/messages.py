@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from testbed.core.errors import ProtocolError
+from testbed.core.message_bases import Request, Said
 from testbed.core.message_kinds import (
     AdjustRadio,
     Burst,
@@ -39,9 +40,7 @@ from testbed.core.message_kinds import (
     ReadClock,
     Ready,
     Refused,
-    Request,
     Residual,
-    Said,
     SendAnalogue,
     SendPackets,
     SendPilots,
@@ -59,6 +58,7 @@ from testbed.core.message_kinds import (
     Update,
     Welcome,
 )
+from testbed.core.own_messages import Own, SendOwn, SetOwn
 
 __all__ = [
     "PROTOCOL",
@@ -80,6 +80,7 @@ __all__ = [
     "Message",
     "OpenDevices",
     "Opened",
+    "Own",
     "Packet",
     "Progress",
     "ReadClock",
@@ -89,6 +90,7 @@ __all__ = [
     "Residual",
     "Said",
     "SendAnalogue",
+    "SendOwn",
     "SendPackets",
     "SendPilots",
     "SendResidual",
@@ -98,6 +100,7 @@ __all__ = [
     "Sent",
     "SetAdapter",
     "SetClock",
+    "SetOwn",
     "SetResidual",
     "States",
     "TrainDone",

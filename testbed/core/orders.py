@@ -9,16 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 import numpy as np
 
-from testbed.core.uplinks import Analogue, Digital, Ideal, MajorityVote, OneBit, Part, Payload, Uplink
+from testbed.core.uplinks import WHOLE, Analogue, Digital, Ideal, MajorityVote, OneBit, Part, Payload, Uplink
+from testbed.core.work import Alignment, LocalResult, Pruning, Work
 
 __all__ = [
     "ORDERS",
     "REPLIES",
     "REPLY_OF",
+    "WHOLE",
+    "Alignment",
     "Analogue",
     "Collect",
     "Collected",
@@ -31,10 +34,12 @@ __all__ = [
     "Move",
     "Moved",
     "MovedAndTrained",
+    "NodeScore",
     "OneBit",
     "Order",
     "Part",
     "Payload",
+    "Pruning",
     "Publish",
     "Published",
     "Reply",
@@ -114,29 +119,6 @@ class Move:
 
 
 @dataclass(frozen=True)
-class Work:
-    """One node's local training; None means what the experiment's `[training]` says.
-
-    Attributes:
-        local_steps: optimiser steps.
-        batch_size: rows of one forward pass.
-        cpu_hz: CPU frequency; the board's highest if None.
-        proximal: mu of the term (mu / 2) ||w - w_published||^2 that the board adds to its loss (FedProx,
-            arXiv 1812.06127); it counts in `max_grad_norm` but not in the losses that are reported.
-        drift: constant vector that is added to the gradient of every step, after that was shortened to
-            `max_grad_norm`, shape [num_values]; SCAFFOLD's c - c_m (arXiv 1910.06378).
-        factors: which LoRA factors are trained; the others stay as they were published.
-    """
-
-    local_steps: int | None = None
-    batch_size: int | None = None
-    cpu_hz: float | None = None
-    proximal: float = 0.0
-    drift: np.ndarray | None = None
-    factors: Literal["both", "A", "B"] = "both"
-
-
-@dataclass(frozen=True)
 class Train:
     """Let nodes fine-tune from the published adapter.
 
@@ -176,18 +158,37 @@ class Collect:
 
 @dataclass(frozen=True)
 class Publish:
-    """Broadcast the new global adapter.
+    """Broadcast the new global adapter, and what every node shall add to its frozen base weights for good.
+
+    W <- W + (alpha / rank) B A of every module, with A and B the factors in `fold` and alpha / rank the adapter's own;
+    `adapter` then is the new start on top. FLoRA (arXiv 2409.05976) folds what the nodes trained, FedEx-LoRA
+    (arXiv 2410.07432) what averaging factors apart leaves out; `testbed.lora.refactor.stacked` makes both. Nodes that
+    join later get all folds so far, in their order.
 
     Attributes:
         adapter: flat vector, shape [num_values], float32.
+        fold: factors A [fold_rank, in] and B [out, fold_rank] of every adapted module, in the order of
+            `testbed.lora.refactor.stack_layout`, flat, float32; None folds nothing.
+        fold_rank: inner dimension of `fold`; 0 without one.
+        part: values that are broadcast; the others stay as each node has them, see `Work.keep`.
     """
 
     adapter: np.ndarray
+    fold: np.ndarray | None = None
+    fold_rank: int = 0
+    part: Part = WHOLE
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Score the published adapter on the held-out split, shared out over the nodes."""
+    """Score the published adapter on the held-out split, shared out over the nodes.
+
+    Attributes:
+        personal: every node scores the adapter that it has, on its own rows of the held-out split, which is dealt as
+            the training rows are.
+    """
+
+    personal: bool = False
 
 
 @dataclass(frozen=True)
@@ -241,34 +242,6 @@ class Moved:
 
     positions_m: np.ndarray
     spent: Spent = Spent()
-
-
-@dataclass(frozen=True)
-class LocalResult:
-    """One node's local training and the statistics of its update (trained minus published adapter).
-
-    Attributes:
-        loss_first, loss_last, loss_mean: training loss per token, first and last step and mean of all.
-        num_samples: rows the node owns, its weight D_m in federated averaging.
-        num_tokens: tokens it trained on.
-        update_mean, update_std: over the values of the update; side information of the analogue uplink.
-        seconds, joules: of this node.
-        num_steps: optimiser steps it took.
-        step_size: of plain gradient descent, where update = -step_size * sum of the steps' gradients; 0 where the
-            optimiser scales or remembers them (AdamW, momentum).
-    """
-
-    loss_first: float
-    loss_last: float
-    loss_mean: float
-    num_samples: int
-    num_tokens: int
-    update_mean: float
-    update_std: float
-    seconds: float
-    joules: float
-    num_steps: int = 0
-    step_size: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -336,12 +309,23 @@ class Published:
 
 
 @dataclass(frozen=True)
+class NodeScore:
+    """One node's score; figures as of `Scores`."""
+
+    loss: float
+    num_tokens: int
+    num_rows: int
+    accuracy: float | None = None
+
+
+@dataclass(frozen=True)
 class Scores:
-    """Held-out scores of the published adapter.
+    """Held-out scores of the published adapter, or of the nodes' own adapters together.
 
     Attributes:
         loss: mean negative log-likelihood of a token, nats; perplexity is exp(loss).
         accuracy: share of rows whose label word is the likeliest; None for language tasks.
+        nodes: node -> its own score, where the order asked for that; nodes without held-out rows have none.
     """
 
     loss: float
@@ -350,6 +334,7 @@ class Scores:
     accuracy: float | None = None
     missing: tuple[str, ...] = ()
     spent: Spent = Spent()
+    nodes: Mapping[str, NodeScore] = field(default_factory=dict)
 
     @property
     def perplexity(self) -> float:
@@ -422,11 +407,13 @@ def gather(order: Collect) -> Generator[Order, Reply, Collected]:
     return cast(Collected, (yield from _ask(order)))
 
 
-def publish(adapter: np.ndarray) -> Generator[Order, Reply, Published]:
+def publish(
+    adapter: np.ndarray, *, fold: np.ndarray | None = None, fold_rank: int = 0, part: Part = WHOLE
+) -> Generator[Order, Reply, Published]:
     """`yield from publish(adapter)`."""
-    return cast(Published, (yield from _ask(Publish(adapter))))
+    return cast(Published, (yield from _ask(Publish(adapter, fold, fold_rank, part))))
 
 
-def evaluate() -> Generator[Order, Reply, Scores]:
+def evaluate(*, personal: bool = False) -> Generator[Order, Reply, Scores]:
     """`scores = yield from evaluate()`."""
-    return cast(Scores, (yield from _ask(Evaluate())))
+    return cast(Scores, (yield from _ask(Evaluate(personal))))

@@ -23,6 +23,8 @@ _TYPES: Mapping[str, type] = {
         *orders.REPLIES,
         orders.Spent,
         orders.Work,
+        orders.Pruning,
+        orders.Alignment,
         orders.Part,
         orders.Payload,
         orders.Ideal,
@@ -32,6 +34,7 @@ _TYPES: Mapping[str, type] = {
         orders.OneBit,
         orders.LocalResult,
         orders.Delivery,
+        orders.NodeScore,
     )
 }
 

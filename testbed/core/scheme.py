@@ -30,6 +30,16 @@ class Scheme(BaseModel, ABC, Generic[State]):
     instead: ClassVar[str] = ""
     """The scheme that does the like on a bench without them, if there is one."""
 
+    @property
+    def personal(self) -> bool:
+        """Whether nodes keep values of their own: each is then scored with its adapter on its held-out rows."""
+        return False
+
+    @property
+    def aligns(self) -> bool:
+        """Whether it asks boards to align, for which an experiment needs `[alignment]`."""
+        return False
+
     @abstractmethod
     def start(self, fleet: Fleet, adapter: Adapter) -> State:
         """The state before the first round."""

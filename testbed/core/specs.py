@@ -44,6 +44,12 @@ class LoraSpec(Spec):
     freeze_a: bool = Field(
         False, description="train and send B only (FFA-LoRA, arXiv 2403.12313): averaging is then exactly linear"
     )
+    bottleneck: int = Field(
+        0,
+        ge=0,
+        le=4096,
+        description="width of a bottleneck adapter behind every feed-forward block (arXiv 1902.00751); 0 for none",
+    )
 
 
 class PartitionSpec(Spec):
@@ -114,6 +120,67 @@ class TrainingSpec(Spec):
         return content
 
 
+class AlignmentSpec(Spec):
+    """Local alignment with preferences: the pairs, the rewards, and how boards step; two objectives, in this order:
+    helpfulness, safety.
+    """
+
+    source: str = Field(
+        description="preference pairs, as of data.source: columns prompt, chosen, rejected and kind (helpful or safety)"
+    )
+    fields: dict[str, str] = Field(default_factory=dict, description="column names, as of data.fields")
+    max_pairs: int | None = Field(None, ge=2, description="use at most so many training pairs (a seeded draw)")
+    partition: PartitionSpec = Field(
+        PartitionSpec(), description="how the pairs are dealt, by prompt; label is the kind"
+    )
+    requires: tuple[Literal["helpful", "safety"], ...] = Field(
+        ("helpful", "safety"), description="kinds of which every node must hold pairs; checked before anything is sent"
+    )
+    rewards: str = Field(
+        "learned",
+        description="learned: heads on the base model, trained on all training pairs; programmatic: overlap with the "
+        "preferred response and share of listed words; or a folder of saved reward models",
+    )
+    listed: tuple[str, ...] = Field((), description="words that programmatic safety counts; a built-in list if empty")
+    method: Literal["dpo", "modpo", "ppo"] = Field(
+        "ppo",
+        description="dpo: on pairs of both kinds; modpo: on pairs of the weightier, margins from the other's reward "
+        "(arXiv 2310.03708); ppo: on rewards of samples",
+    )
+    combine: Literal["weighted", "mgda", "safe"] = Field(
+        "weighted",
+        description="of the objectives: sum by the node's weights; the direction that improves both; or helpfulness "
+        "under a limit on cost",
+    )
+    steps: int = Field(20, ge=1, description="optimiser steps of a node in a round of alignment")
+    learning_rate: float = Field(1e-3, gt=0, description="of AdamW")
+    beta: float = Field(0.05, gt=0, description="strength of the leash to the policy before alignment")
+    zeta: float = Field(0.0, ge=0, description="pull of trained shared values to where they were")
+    batch_size: int = Field(8, ge=1, description="prompts, or pairs, of a step")
+    group: int = Field(4, ge=2, description="responses sampled to each prompt")
+    epochs: int = Field(1, ge=1, description="passes over each batch of samples")
+    clip: float = Field(0.2, gt=0, lt=1, description="how far the ratio to the sampling policy may go from 1")
+    max_tokens: int = Field(32, ge=1, description="most tokens of a sampled response")
+    length: int = Field(192, ge=8, description="most tokens of prompt and response")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients longer than this are shortened to it")
+    cost_limit: float = Field(0.0, description="most mean cost of combine safe, in reference deviations")
+    queue_step: float = Field(1.0, gt=0, description="step of its virtual queue")
+    kl_limit: float = Field(50.0, gt=0, description="nats a response at which alignment ends as diverged")
+    reward_limit: float = Field(20.0, gt=0, description="mean normalised reward at which it does")
+    reference_prompts: int = Field(32, ge=2, description="prompts whose samples set the scale of the rewards")
+    measure_prompts: int = Field(16, ge=2, description="held-out prompts on which rewards and KL are measured")
+
+    @model_validator(mode="after")
+    def _room(self) -> AlignmentSpec:
+        if self.max_tokens >= self.length:
+            raise ValueError(f"max_tokens is {self.max_tokens}, and the whole length {self.length}; make it smaller")
+        if self.combine == "safe" and self.method != "ppo":
+            raise ValueError('combine = "safe" needs rewards of samples: use method = "ppo"')
+        if self.combine == "mgda" and self.method == "modpo":
+            raise ValueError('method = "modpo" has one loss, which mgda cannot combine: use dpo or ppo')
+        return self
+
+
 class JobSpec(Spec):
     """All that a node needs to take part in an experiment."""
 
@@ -125,3 +192,4 @@ class JobSpec(Spec):
     lora: LoraSpec = LoraSpec()
     data: DataSpec = DataSpec()
     training: TrainingSpec = TrainingSpec()
+    alignment: AlignmentSpec | None = None

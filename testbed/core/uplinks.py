@@ -17,12 +17,18 @@ class Part:
         patterns: names of factors, with * for anything; all if empty.
         ranks: the first so many ranks of every LoRA module; all if None.
         segment: (k, n): the k-th of n stretches of what is left, as equal as can be; all of it if None.
+        others: the values that kinds and patterns do not name, instead of those that they do.
     """
 
     kinds: tuple[str, ...] = ()
     patterns: tuple[str, ...] = ()
     ranks: int | None = None
     segment: tuple[int, int] | None = None
+    others: bool = False
+
+
+WHOLE = Part()
+"""All values."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,8 @@ class Ideal:
         power_w: average transmit power.
         rate_bit_s: rate the scheme assumes; air time is the payload's bits over this rate.
         payload: how the update becomes bytes.
+        head_start_s: for so long it has been sending when the order begins: a node that trained faster than the others
+            need not wait for them, since its band is its own.
     """
 
     weight: float
@@ -65,6 +73,7 @@ class Ideal:
     power_w: float
     rate_bit_s: float
     payload: Payload = Payload()
+    head_start_s: float = 0.0
 
 
 @dataclass(frozen=True)

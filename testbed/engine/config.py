@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from testbed.core.bench import BenchSpec, Positive
 from testbed.core.errors import ConfigError, ConfigErrors
 from testbed.core.scheme import Scheme
-from testbed.core.specs import DataSpec, LoraSpec, ModelSpec, Spec, TrainingSpec
+from testbed.core.specs import AlignmentSpec, DataSpec, LoraSpec, ModelSpec, Spec, TrainingSpec
 from testbed.engine.overrides import Override, parse_overrides
 from testbed.engine.plain_words import explain, schema_at
 from testbed.engine.preset_files import FOLDERS, Kind, find, preset_names
@@ -66,6 +66,9 @@ class ExperimentSpec(Spec):
     lora: LoraSpec = Field(default=LoraSpec(), description="the low-rank adapters")
     data: DataSpec = Field(default=DataSpec(), description="the text and its partition over the nodes")
     training: TrainingSpec = Field(default=TrainingSpec(), description="local training of one round")
+    alignment: AlignmentSpec | None = Field(
+        None, description="local alignment with preferences, for schemes that align"
+    )
     scheme: SchemeSpec = Field(description="the scheme and its parameters", examples=[{"name": "ota-fedavg"}])
     budget: BudgetSpec = Field(default=BudgetSpec(), description="when to end early")
     calibrations: tuple[str, ...] = Field(
@@ -193,7 +196,10 @@ def config_sha256(spec: ExperimentSpec, bench: BenchSpec) -> str:
 def require_local_files(loaded: Loaded) -> None:
     """Raises ConfigErrors where a model or data path is not on this machine; the boards of a lab may hold their own."""
     errors: list[ConfigError] = []
-    for key, value in (("model.base", loaded.spec.model.base), ("data.source", loaded.spec.data.source)):
+    named = [("model.base", loaded.spec.model.base), ("data.source", loaded.spec.data.source)]
+    if loaded.spec.alignment is not None:
+        named.append(("alignment.source", loaded.spec.alignment.source))
+    for key, value in named:
         is_path = value.startswith(("/", "./", "../", "~")) or Path(value).suffix in (".jsonl", ".json", ".csv", ".gz")
         if is_path and not Path(value).expanduser().exists():
             errors.append(
@@ -358,13 +364,19 @@ def _load_bench(
 
 def _resolved(spec: ExperimentSpec, scheme: Scheme[Any], path: Path, bench_file: Path) -> ExperimentSpec:
     folder = path.parent
-    name = anchored(spec.scheme.name, folder)
+    name, alignment = anchored(spec.scheme.name, folder), spec.alignment
+    if alignment is not None:
+        here = {"source": _local(alignment.source, folder)}
+        if alignment.rewards not in ("learned", "programmatic"):
+            here["rewards"] = _local(alignment.rewards, folder)
+        alignment = alignment.model_copy(update=here)
     return spec.model_copy(
         update={
             "scheme": SchemeSpec(name=name, **scheme.model_dump(mode="json")),
             "bench": bench_file.stem if bench_file.parent == FOLDERS["bench"] else str(bench_file.resolve()),
             "model": spec.model.model_copy(update={"base": _local(spec.model.base, folder)}),
             "data": spec.data.model_copy(update={"source": _local(spec.data.source, folder)}),
+            "alignment": alignment,
         }
     )
 

@@ -11,18 +11,30 @@ import numpy as np
 from testbed.core import messages
 from testbed.core.bench import BenchSpec
 from testbed.core.devices import Devices
-from testbed.core.errors import DeviceError, LinkTimeout, ProtocolError
+from testbed.core.errors import ConfigError, DeviceError, LinkTimeout, ProtocolError
 from testbed.core.messages import Packet
-from testbed.core.orders import Payload
-from testbed.core.specs import JobSpec
+from testbed.core.orders import WHOLE, Part, Payload, Publish
+from testbed.core.specs import JobSpec, ModelSpec
+from testbed.engine.keeping import Keeping
 from testbed.engine.observe import Observer
 from testbed.engine.shared_time import share_time
+from testbed.lora.refactor import Stack
 
 Answer = TypeVar("Answer", bound=messages.Request)
 _NO_ARRAYS: Mapping[str, np.ndarray] = {}
 _KEEPS_TIME_S = 10.0
 """Two crystals of 20 ppm are 0.4 ms apart by then."""
 _NO_REQUEST_ARRAYS: Mapping[str, Mapping[str, np.ndarray]] = {}
+
+
+def check_folding(order: Publish, model: ModelSpec) -> None:
+    """Raises ConfigError where base weights cannot take a fold: those of 4 bits are not numbers one can add to."""
+    if order.fold is not None and model.dtype == "nf4":
+        raise ConfigError(
+            "the scheme folds updates into the base weights, and weights of 4 bits cannot take them",
+            key="model.dtype",
+            remedy='use dtype = "bfloat16" or "float32", or a scheme that does not fold',
+        )
 
 
 @dataclass
@@ -44,7 +56,13 @@ class Crew:
     """Nodes that trained since they joined, and so hold an update."""
     serials: dict[str, str] = field(default_factory=dict)
     """Serial numbers of the nodes' radios, once they are ready."""
+    folds: list[Stack] = field(default_factory=list)
+    """All that was folded into the base weights, in its order."""
+    keeping: Keeping = field(default_factory=Keeping)
+    """What nodes have for themselves."""
+    _folded: dict[str, int] = field(default_factory=dict)
     _published: np.ndarray | None = None
+    _part: Part = WHOLE
     _behind: set[str] = field(default_factory=set)
     _time_shared_s: float = 0.0
 
@@ -104,11 +122,13 @@ class Crew:
         """
         return {name: _expect(packet, kind) for name, packet in self._packets(requests, arrays or {}).items()}
 
-    def publish(self, adapter: np.ndarray) -> tuple[str, ...]:
-        """Give everybody the adapter, shape [num_values]; the nodes that have it now."""
-        self._published = adapter
+    def publish(self, adapter: np.ndarray, fold: Stack | None = None, part: Part = WHOLE) -> tuple[str, ...]:
+        """Give everybody a part of the adapter, shape [num_values], and a fold if there is one; who has it now."""
+        self._published, self._part = adapter, part
+        if fold is not None:
+            self.folds.append(fold)
         names = self.devices.link.nodes
-        answers = self._hand_over(names, adapter)
+        answers = self._hand_over(names, adapter, part)
         self._behind = set(names) - set(answers)
         return answers
 
@@ -150,8 +170,30 @@ class Crew:
         requests: dict[str, messages.Message] = {name: messages.SetResidual(node=name) for name in residuals}
         self._packets(requests, {name: {"residual": residual} for name, residual in residuals.items()})
 
+    def own_values(self) -> dict[str, dict[str, np.ndarray]]:
+        """What nodes have for themselves; of those that are away, as it was."""
+        connected, shared = self.devices.link.nodes, self.keeping.shared
+        if shared != WHOLE:
+            requests: dict[str, messages.Message] = {
+                name: messages.SendOwn(node=name, shared=shared)
+                for name in sorted(self.keeping.nodes)
+                if name in connected
+            }
+            self.keeping.stored_beside = shared
+            self.keeping.stored |= {name: dict(packet.arrays) for name, packet in self._packets(requests).items()}
+        return self.keeping.stored
+
+    def give_back(self, names: Iterable[str]) -> None:
+        """Bring nodes back to what they had for themselves at the last checkpoint, where that is known."""
+        arrays = {name: self.keeping.stored[name] for name in names if name in self.keeping.stored}
+        requests: dict[str, messages.Message] = {
+            name: messages.SetOwn(node=name, shared=self.keeping.stored_beside) for name in arrays
+        }
+        if requests:
+            self._packets(requests, arrays)
+
     def catch_up(self) -> None:
-        """Bring nodes that came back, or missed a broadcast, to the published adapter."""
+        """Bring nodes that came back, or missed a broadcast, to the published adapter, and to what was their own."""
         back = self.devices.link.take_joined()
         self.holding -= set(back)
         if back:
@@ -159,7 +201,17 @@ class Crew:
             self.share_time(back)
         behind = {name for name in (*back, *self._behind) if name in self.devices.link.nodes}
         if behind and self._published is not None:
-            self._behind = behind - set(self._hand_over(tuple(sorted(behind)), self._published))
+            reached: set[str] = set()
+            # who comes back has nothing yet that could stay
+            for names, part in ((behind - set(back), self._part), (behind & set(back), WHOLE)):
+                if names:
+                    reached |= set(self._hand_over(tuple(sorted(names)), self._published, part))
+            self._behind = behind - reached
+            self.give_back(sorted(reached & set(back)))
+            if lost := self.keeping.lost(back):
+                self.observer.warning(
+                    f"{', '.join(lost)} came back before a round's end had kept its own values: they start anew"
+                )
 
     def share_time(self, names: Iterable[str]) -> None:
         """Tell nodes the controller's time where their bursts start by it."""
@@ -172,11 +224,23 @@ class Crew:
         if self.devices.clock.now_s() - self._time_shared_s > _KEEPS_TIME_S:
             self.share_time(self.present())
 
-    def _hand_over(self, names: tuple[str, ...], adapter: np.ndarray) -> tuple[str, ...]:
-        packets = {name: (messages.SetAdapter(node=name), {"adapter": adapter}) for name in names}
-        return tuple(self.devices.link.ask(packets, timeout_s=self.bench.link.answer_timeout_s))
+    def _hand_over(self, names: tuple[str, ...], adapter: np.ndarray, part: Part) -> tuple[str, ...]:
+        packets: dict[str, tuple[messages.Message, Mapping[str, np.ndarray]]] = {}
+        for name in names:
+            known = self._folded.pop(name, 0)
+            new = self.folds[known:]
+            arrays = {f"fold-{index}": fold.vector for index, fold in enumerate(new)}
+            ranks = tuple(fold.rank for fold in new)
+            message = messages.SetAdapter(node=name, folded=known, fold_ranks=ranks, part=part)
+            packets[name] = (message, {"adapter": adapter, **arrays})
+        answers = tuple(self.devices.link.ask(packets, timeout_s=self.bench.link.answer_timeout_s))
+        # who did not answer may or may not have got its folds, and gets all of them next time
+        self._folded |= dict.fromkeys(answers, len(self.folds))
+        return answers
 
     def _configure(self, names: tuple[str, ...]) -> dict[str, Packet]:
+        for name in names:
+            self._folded.pop(name, None)
         bench: dict[str, Any] = self.bench.model_dump(mode="json")
         devices = dict(self.devices.node_devices)
         return self._packets(

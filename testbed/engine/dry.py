@@ -21,6 +21,8 @@ from testbed.core.errors import ConfigError
 from testbed.core.fleet import Fleet
 from testbed.core.motion import travel_time_s
 from testbed.core.orders import (
+    WHOLE,
+    Alignment,
     Analogue,
     Collect,
     Collected,
@@ -45,16 +47,20 @@ from testbed.core.orders import (
     Train,
     Trained,
     Uplink,
+    Work,
 )
 from testbed.core.scheme import Scheme
+from testbed.core.specs import AlignmentSpec
 from testbed.core.units import dbm_to_w, from_db
 from testbed.engine.config import ExperimentSpec
-from testbed.engine.limits import check_needs, check_order, claimed_capabilities
+from testbed.engine.crew import check_folding
+from testbed.engine.limits import check_aligns, check_needs, check_order, claimed_capabilities
+from testbed.engine.live import published_values
 from testbed.engine.perform import perform
 from testbed.engine.sums import air_time
 from testbed.lora import parcel
 from testbed.lora.choice import part_mask
-from testbed.lora.llama_layout import llama_layout
+from testbed.lora.llama_layout import llama_layout, llama_work_share
 from testbed.phy import budget, ofdm, voting
 from testbed.phy import sounding as pilots
 from testbed.phy.coding_schemes import SCHEMES, choose, scheme_named
@@ -96,6 +102,7 @@ def dry_experiment(experiment: ExperimentSpec, scheme: Scheme[Any], bench: Bench
     adapter = Adapter(layout=layout, initial=np.zeros(layout.size, np.float32))
     answerer = DryBench(bench, experiment, layout, rng)
     check_needs(experiment.scheme.name, scheme.needs, claimed_capabilities(bench), bench, scheme.instead)
+    check_aligns(experiment.scheme.name, scheme, experiment.alignment)
     steps: list[DryStep] = []
 
     def answer(order: Order) -> Reply:
@@ -117,13 +124,13 @@ def dry_experiment(experiment: ExperimentSpec, scheme: Scheme[Any], bench: Bench
         return reply
 
     state = scheme.start(Fleet.of(bench, dict.fromkeys(bench.node_names, 1)), adapter)
-    answer(Evaluate())
+    answer(Evaluate(scheme.personal))
     for index in range(1, experiment.rounds + 1):
         answerer.round_index = index
         state = perform(scheme.round(state, np.random.default_rng([experiment.seed, index])), answer)
         last = index == experiment.rounds or scheme.done(state)
         if last or index % experiment.evaluate_every == 0:
-            answer(Evaluate())
+            answer(Evaluate(scheme.personal))
         if last:
             break
     return steps
@@ -137,14 +144,16 @@ def describe(order: Order) -> str:
         case Move(positions_m=positions_m):
             return f"move {len(positions_m)} antennas"
         case Train(work=work):
-            return f"train {len(work)} nodes"
+            aligning = any(one.objective is not None for one in work.values())
+            return f"{'align' if aligning else 'train'} {len(work)} nodes"
         case Collect(uplinks=uplinks):
             kind = next((_MANNER[type(uplink)] for uplink in uplinks.values()), "in no way")
             return f"collect from {len(uplinks)} nodes {kind}"
-        case Publish(adapter=adapter):
-            return f"publish {adapter.size} values"
-        case Evaluate():
-            return "score the held-out split"
+        case Publish(adapter=adapter, fold=fold, fold_rank=fold_rank, part=part):
+            folded = "" if fold is None else f" and {fold.size} of rank {fold_rank} to fold into the base"
+            return f"publish {'' if part == WHOLE else 'a part of '}{adapter.size} values{folded}"
+        case Evaluate(personal=personal):
+            return f"score the held-out split{', each node its own part' if personal else ''}"
         case Together(move=move, train=train):
             return f"{describe(move)} while {describe(train)}"
         case _:
@@ -173,7 +182,7 @@ class DryBench:
 
     def answer(self, order: Order) -> Reply:
         """A plausible reply. Raises LimitError where the bench would refuse the order."""
-        check_order(order, self.bench, self.num_values)
+        check_order(order, self.bench, self.num_values, self.layout)
         self.note = ""
         match order:
             case Sound():
@@ -185,7 +194,9 @@ class DryBench:
             case Collect():
                 return self._collect(order)
             case Publish():
-                seconds = 32.0 * self.num_values / self.bench.link.downlink_bit_s
+                check_folding(order, self.experiment.model)
+                num_values = published_values(order, self.layout)
+                seconds = 32.0 * num_values / self.bench.link.downlink_bit_s
                 return Published(spent=Spent(seconds, self.bench.link.server_power_w * seconds, seconds))
             case Evaluate():
                 return Scores(loss=0.0, num_tokens=1, num_rows=1)
@@ -252,12 +263,18 @@ class DryBench:
         for name, work in order.work.items():
             rows = (work.local_steps or training.local_steps or 0) * (work.batch_size or training.batch_size)
             tokens = rows * training.gradient_accumulation * training.sequence_length
+            if work.objective is not None and self.experiment.alignment is not None:
+                tokens = _alignment_tokens(work.objective, self.experiment.alignment)
             board = boards[name]
             cpu_hz = work.cpu_hz or board.cpu_hz
-            seconds = budget.compute_seconds(tokens, board.cycles_per_token, cpu_hz)
-            joules = budget.compute_joules(tokens, board.cycles_per_token, cpu_hz, board.kappa)
+            share, ratio = self._pruned(work)
+            seconds = budget.compute_seconds(tokens * share, board.cycles_per_token, cpu_hz)
+            joules = budget.compute_joules(tokens * share, board.cycles_per_token, cpu_hz, board.kappa)
             steps = work.local_steps or training.local_steps or 0
-            results[name] = LocalResult(0.0, 0.0, 0.0, 1, tokens, 0.0, 1.0, seconds, joules, steps, step_size)
+            # the energy that pruning takes out is known only with the weights; the ratio is its chord
+            results[name] = LocalResult(
+                0.0, 0.0, 0.0, 1, tokens, 0.0, 1.0, seconds, joules, steps, step_size, share, ratio, ratio
+            )
         self.note = "at most: every row as long as training.sequence_length"
         if training.local_steps is None:
             self.note = "local_epochs: the length of training is known only with the data"
@@ -265,6 +282,15 @@ class DryBench:
         downlink_s = 32.0 * self.num_values / link.downlink_bit_s if drifts else 0.0
         spent = Spent(max((r.seconds for r in results.values()), default=0.0), sum(r.joules for r in results.values()))
         return Trained(results, spent=spent + Spent(downlink_s, link.server_power_w * downlink_s, downlink_s))
+
+    def _pruned(self, work: Work) -> tuple[float, float]:
+        """Operations of a token relative to the whole model, and the share of weights that is taken out."""
+        if work.pruning is None:
+            return 1.0, 0.0
+        if work.pruning.kind == "unstructured":
+            return 1.0, work.pruning.ratio
+        config = _model_config(self.experiment.model.base)
+        return llama_work_share(config, self.experiment.lora, work.pruning.ratio)
 
     def _collect(self, order: Collect) -> Collected:
         result = np.zeros(self.num_values, np.float32)
@@ -283,11 +309,13 @@ class DryBench:
             case _:
                 assert_never(first)
         energy_j = {name: _power_w(uplink) * times[name] for name, uplink in order.uplinks.items()}
-        seconds = min(max(times.values()), math.inf if order.deadline_s is None else order.deadline_s)
+        left_s = {name: max(times[name] - _head_start_s(uplink), 0.0) for name, uplink in order.uplinks.items()}
+        seconds = min(max(left_s.values()), math.inf if order.deadline_s is None else order.deadline_s)
         spent = Spent(seconds, sum(energy_j.values()), seconds)
         if not isinstance(first, Ideal | Digital):
             return Collected(result, energy_j=energy_j, spent=spent)
-        late = tuple(name for name in order.uplinks if order.deadline_s is not None and times[name] > order.deadline_s)
+        limit_s = math.inf if order.deadline_s is None else order.deadline_s * (1 + 1e-9)
+        late = tuple(name for name in order.uplinks if left_s[name] > limit_s)
         covered = {
             name: part_mask(self.layout, uplink.payload.part)
             for name, uplink in order.uplinks.items()
@@ -306,6 +334,17 @@ class DryBench:
         waveform = self.bench.waveform
         prefix = waveform.num_subcarriers / (waveform.num_subcarriers + waveform.cyclic_prefix)
         return budget.digital_air_time_s(num_bits, scheme.bits_per_symbol * uplink.bandwidth_hz * prefix)
+
+
+def _alignment_tokens(objective: Alignment, spec: AlignmentSpec) -> int:
+    """At most: both responses of every pair, or samples that are drawn once and trained on in every pass."""
+    sampled = (objective.method or spec.method) == "ppo"
+    rows = spec.batch_size * (spec.group * (1 + spec.epochs) if sampled else 2)
+    return (objective.steps or spec.steps) * rows * spec.length
+
+
+def _head_start_s(uplink: Uplink) -> float:
+    return uplink.head_start_s if isinstance(uplink, Ideal) else 0.0
 
 
 def _power_w(uplink: Uplink) -> float:

@@ -25,7 +25,8 @@ from testbed.core.specs import JobSpec
 from testbed.engine.config import ExperimentSpec, build_scheme, config_sha256
 from testbed.engine.consent import check_consent
 from testbed.engine.crew import Crew
-from testbed.engine.limits import check_needs, claimed_capabilities
+from testbed.engine.keeping import Keeping, from_file
+from testbed.engine.limits import check_aligns, check_needs, claimed_capabilities
 from testbed.engine.live import Live
 from testbed.engine.observe import Observer
 from testbed.engine.opening import Opening, corrections_of
@@ -35,9 +36,12 @@ from testbed.engine.recorder import FORMAT, Recorder, Step, create_folder, read_
 from testbed.engine.rounds import round_row, summarise
 from testbed.engine.run_adapter import compare_stored, read_start, write_start
 from testbed.engine.signals import signals_interrupt, signals_wait
-from testbed.lora.peft_folder import save_adapter
+from testbed.lora.peft_folder import save_adapter, save_folds
+from testbed.lora.refactor import Stack
 
 _RESIDUALS = "residuals.safetensors"
+_OWN = "own.safetensors"
+"""What every node has for itself, by node: values outside what was broadcast last, in the order of the layout."""
 
 
 @dataclass(frozen=True)
@@ -103,14 +107,18 @@ class _Play:
             figures = self.scheme.report(self.state)
         last = index == self.experiment.rounds or (index > 0 and self.scheme.done(self.state))
         if last or index % self.experiment.evaluate_every == 0:
-            answer(Evaluate())
+            answer(Evaluate(self.scheme.personal))
         row = round_row(index, steps, figures)
         self.rows.append(row)
         if self.recorder is not None:
             folder = self.recorder.folder / "adapters" / f"round-{index:03d}"
             save_adapter(folder, self.adapter, self.vector)
+            folds = {f"fold-{index:03d}-{number:02d}": fold for number, fold in enumerate(_folds(steps))}
+            save_folds(folder, self.adapter.layout, folds, self.experiment.lora.alpha / self.experiment.lora.rank)
             if residuals := answerer.residuals():
                 save_file(residuals, folder / _RESIDUALS)
+            if own := answerer.own_values():
+                save_file(own, folder / _OWN)
             self.recorder.round(row)
         self.observer.round_ended(row)
 
@@ -159,6 +167,7 @@ def run_experiment(
     check_consent(backend, yes_transmit)
     capabilities = claimed_capabilities(bench, derived=backend_of(backend).derived)
     check_needs(experiment.scheme.name, scheme.needs, capabilities, bench, scheme.instead)
+    check_aligns(experiment.scheme.name, scheme, experiment.alignment)
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     folder = create_folder(out, experiment.name, stamp)
     start: dict[str, Any] = {
@@ -322,10 +331,22 @@ def _catch_up(folder: Path, play: _Play, live: Live, last: int, steps: list[Step
             reply = step.reply.moved if isinstance(step.reply, MovedAndTrained) else step.reply
             positions = getattr(reply, "positions_m", positions)
         file = folder / "adapters" / f"round-{last:03d}" / _RESIDUALS
-        live.restore(play.vector, positions, steps[-1].clock_s, load_file(file) if file.is_file() else {})
+        residuals = load_file(file) if file.is_file() else {}
+        keeping = Keeping()
+        for step in steps:
+            keeping.note(step.order, step.reply)
+        file = file.with_name(_OWN)
+        keeping.stored, keeping.stored_beside = from_file(load_file(file)) if file.is_file() else {}, keeping.shared
+        live.restore(play.vector, positions, steps[-1].clock_s, residuals, _folds(steps), keeping)
     else:
         write_start(folder, play.adapter, play.fleet)
     return Recorder(folder, keep_steps=len(steps), keep_rounds=last + 1)
+
+
+def _folds(steps: list[Step]) -> list[Stack]:
+    """All that these steps folded into the base weights, in its order."""
+    orders = [step.order for step in steps if isinstance(step.order, Publish)]
+    return [Stack(order.fold, order.fold_rank) for order in orders if order.fold is not None]
 
 
 def _job(experiment: ExperimentSpec, bench: BenchSpec) -> JobSpec:
@@ -336,6 +357,7 @@ def _job(experiment: ExperimentSpec, bench: BenchSpec) -> JobSpec:
         lora=experiment.lora,
         data=experiment.data,
         training=experiment.training,
+        alignment=experiment.alignment,
     )
 
 
@@ -366,7 +388,11 @@ def _recorded(start: Mapping[str, Any]) -> tuple[ExperimentSpec, BenchSpec, Sche
 
 
 def _publish_final(folder: Path, last: int) -> None:
-    """`adapter/` is a copy of the last complete round's."""
+    """`adapter/` is a copy of the last complete round's, with what all rounds folded into the base."""
     final = folder / "adapter"
     shutil.rmtree(final, ignore_errors=True)
     shutil.copytree(folder / "adapters" / f"round-{last:03d}", final)
+    for index in range(last + 1):
+        round_folder = folder / "adapters" / f"round-{index:03d}"
+        for file in (*round_folder.glob("fold-*.safetensors"), *round_folder.glob("FOLDS.txt")):
+            shutil.copy2(file, final)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import assert_never
+from typing import Any, assert_never
 
 import numpy as np
 
+from testbed.core.adapter import Layout
 from testbed.core.bench import BenchSpec, WaveformSpec
 from testbed.core.devices import Capabilities
 from testbed.core.errors import ConfigError, LimitError
 from testbed.core.frames import end_stops_m, to_stage
 from testbed.core.orders import (
+    WHOLE,
+    Alignment,
     Analogue,
     Collect,
     Digital,
@@ -21,7 +24,9 @@ from testbed.core.orders import (
     Move,
     OneBit,
     Order,
+    Part,
     Payload,
+    Pruning,
     Publish,
     Sound,
     Together,
@@ -29,14 +34,21 @@ from testbed.core.orders import (
     Uplink,
     Work,
 )
+from testbed.core.scheme import Scheme
+from testbed.core.specs import AlignmentSpec
 from testbed.core.units import dbm_to_w, w_to_dbm
 from testbed.engine.scheme_names import scheme_class
+from testbed.lora.choice import part_mask
+from testbed.lora.refactor import stack_layout
+from testbed.lora.switch import max_rank
 from testbed.phy.coding_schemes import SCHEMES
 from testbed.phy.coherence import alternatives, claimed_flags, radio_flags, why_not
 from testbed.phy.subcarriers import max_nodes
 from testbed.schemes import SCHEMES as SCHEME_CLASSES
 
 _TOLERANCE = 1e-6
+_MOST_PRUNED = 0.95
+"""A model of which less is left cannot be trained usefully."""
 
 
 def claimed_capabilities(bench: BenchSpec, *, derived: bool = True) -> Capabilities:
@@ -75,13 +87,24 @@ def possible_schemes(capabilities: Capabilities) -> list[str]:
     return [name for name in SCHEME_CLASSES if scheme_class(name).needs <= can]
 
 
-def check_order(order: Order, bench: BenchSpec, num_values: int) -> None:
+def check_aligns(name: str, scheme: Scheme[Any], alignment: AlignmentSpec | None) -> None:
+    """Raises ConfigError where a scheme asks boards to align and the experiment does not say with what."""
+    if scheme.aligns and alignment is None:
+        raise ConfigError(
+            f"the scheme {name} aligns with preferences, and the experiment has no [alignment]",
+            key="alignment",
+            remedy="name preference pairs, --set alignment.source=FOLDER, or set alignment_rounds = 0 in [scheme]",
+        )
+
+
+def check_order(order: Order, bench: BenchSpec, num_values: int, layout: Layout | None = None) -> None:
     """Refuse an order that breaks a limit of the bench.
 
     Args:
         order: what the scheme asks.
         bench: whose limits hold.
         num_values: length of the adapter vector.
+        layout: its order, against which ranks and folds are checked; they are not if None.
 
     Raises:
         LimitError: naming the quantity, its value and the limit.
@@ -97,16 +120,22 @@ def check_order(order: Order, bench: BenchSpec, num_values: int) -> None:
             _check_names(work, bench)
             limits_hz = {board.name: board.cpu_hz for board in bench.boards}
             for name, part in work.items():
-                _check_work(f"Train: {name}", part, limits_hz[name], num_values)
+                _check_work(f"Train: {name}", part, limits_hz[name], num_values, layout)
+                _check_part(f"Train: {name}: part", part.part, layout)
+                _check_part(f"Train: {name}: pulled", part.pulled, layout)
+                if part.objective is not None:
+                    _check_objective(f"Train: {name}", part.objective)
         case Collect():
             _check_collect(order, bench)
-        case Publish(adapter=adapter):
-            _check_vector("Publish: adapter", adapter, num_values)
+        case Publish():
+            _check_vector("Publish: adapter", order.adapter, num_values)
+            _check_part("Publish: part", order.part, layout)
+            _check_fold(order, layout)
         case Evaluate():
             pass
         case Together(move=move, train=train):
-            check_order(move, bench, num_values)
-            check_order(train, bench, num_values)
+            check_order(move, bench, num_values, layout)
+            check_order(train, bench, num_values, layout)
         case _:
             assert_never(order)
 
@@ -117,7 +146,7 @@ def _check_names(names: Iterable[str], bench: BenchSpec) -> None:
         raise LimitError(f"the bench has no node {strangers[0]!r}; it has {', '.join(bench.node_names[:8])}")
 
 
-def _check_work(who: str, work: Work, limit_hz: float, num_values: int) -> None:
+def _check_work(who: str, work: Work, limit_hz: float, num_values: int, layout: Layout | None) -> None:
     """What a board cannot do in training, or should not."""
     cpu_hz = work.cpu_hz
     if cpu_hz is not None and not 0 < cpu_hz <= limit_hz * (1 + _TOLERANCE):
@@ -125,12 +154,81 @@ def _check_work(who: str, work: Work, limit_hz: float, num_values: int) -> None:
     for what, value in (("local_steps", work.local_steps), ("batch_size", work.batch_size)):
         if value is not None and value < 1:
             raise LimitError(f"{who}: {what} = {value}; at least 1 is needed")
-    if not (np.isfinite(work.proximal) and work.proximal >= 0):
-        raise LimitError(f"{who}: proximal = {work.proximal}; it must be finite and not negative")
+    for what, weight in (("proximal", work.proximal), ("orthogonality", work.orthogonality)):
+        if not (np.isfinite(weight) and weight >= 0):
+            raise LimitError(f"{who}: {what} = {weight}; it must be finite and not negative")
     if work.factors not in ("both", "A", "B"):
         raise LimitError(f"{who}: factors = {work.factors!r}; choose both, A or B")
     if work.drift is not None:
         _check_vector(f"{who}: drift", work.drift, num_values)
+    if work.others not in ("frozen", "absent"):
+        raise LimitError(f"{who}: others = {work.others!r}; choose frozen or absent")
+    if work.ranks is not None:
+        if layout is not None and any(factor.kind not in ("A", "B") for factor in layout.factors):
+            raise LimitError(
+                f"{who}: ranks = {work.ranks}; this adapter has more than LoRA factors, and those no ranks"
+            )
+        most = np.inf if layout is None else max_rank(layout)
+        if not 1 <= work.ranks <= most:
+            raise LimitError(f"{who}: ranks = {work.ranks}; the adapter has ranks from 1 to {most:g}")
+    if work.pruning is not None:
+        _check_pruning(who, work.pruning)
+
+
+def _check_part(what: str, part: Part, layout: Layout | None) -> None:
+    """A part that leaves nothing, or that no adapter of this layout has."""
+    if layout is None or part == WHOLE:
+        return
+    try:
+        part_mask(layout, part)
+    except ValueError as error:
+        raise LimitError(f"{what}: {error}") from None
+
+
+def _check_objective(who: str, objective: Alignment) -> None:
+    weights = np.asarray(objective.weights, np.float64)
+    if weights.shape != (2,) or not (weights >= 0).all() or abs(weights.sum() - 1.0) > 1e-9:
+        raise LimitError(
+            f"{who}: weights {', '.join(f'{one:g}' for one in weights.ravel())}; give one of helpfulness and one of "
+            "safety, not negative, that add up to 1"
+        )
+    for what, value in (("steps", objective.steps), ("learning_rate", objective.learning_rate)):
+        if value is not None and not value > 0:
+            raise LimitError(f"{who}: objective.{what} = {value:g}; it must be positive")
+
+
+def _check_pruning(who: str, pruning: Pruning) -> None:
+    if not 0 <= pruning.ratio <= _MOST_PRUNED:
+        raise LimitError(f"{who}: pruning.ratio = {pruning.ratio:g}; it must be from 0 to {_MOST_PRUNED:g}")
+    if pruning.kind not in ("structured", "unstructured"):
+        raise LimitError(f"{who}: pruning.kind = {pruning.kind!r}; choose structured or unstructured")
+    if pruning.importance not in ("data", "magnitude"):
+        raise LimitError(f"{who}: pruning.importance = {pruning.importance!r}; choose data or magnitude")
+
+
+def _check_fold(order: Publish, layout: Layout | None) -> None:
+    """Factors that shall join the base weights have the shapes of the adapter's modules."""
+    if order.fold is None:
+        if order.fold_rank:
+            raise LimitError(f"Publish: fold_rank = {order.fold_rank} without a fold")
+        return
+    if order.fold_rank < 1:
+        raise LimitError(f"Publish: a fold of rank {order.fold_rank}; at least 1 is needed")
+    if layout is None:
+        return
+    try:
+        size = stack_layout(layout, order.fold_rank).size
+    except ValueError as error:
+        raise LimitError(
+            f"Publish: this adapter cannot be folded: {error}", remedy="set lora.freeze_a = false"
+        ) from None
+    if order.fold.shape != (size,):
+        raise LimitError(
+            f"Publish: a fold of shape {order.fold.shape}; of rank {order.fold_rank} it has {size} values",
+            remedy="testbed.lora.refactor.stacked makes it",
+        )
+    if not np.isfinite(order.fold).all():
+        raise LimitError(f"Publish: the fold holds {np.count_nonzero(~np.isfinite(order.fold))} values not finite")
 
 
 def _check_vector(what: str, vector: np.ndarray, num_values: int) -> None:
@@ -261,7 +359,9 @@ def _check_uplink(name: str, uplink: Uplink, limit_w: float, bench: BenchSpec) -
                 raise LimitError(f"Collect: {name}: threshold = {uplink.threshold}; it cannot be negative")
         case Ideal():
             power_w = uplink.power_w
-            numbers = (uplink.weight, uplink.bandwidth_hz, power_w, uplink.rate_bit_s)
+            numbers = (uplink.weight, uplink.bandwidth_hz, power_w, uplink.rate_bit_s, uplink.head_start_s)
+            if not uplink.head_start_s >= 0:
+                raise LimitError(f"Collect: {name}: head_start_s = {uplink.head_start_s}; it cannot be negative")
             _check_positive(name, bandwidth_hz=uplink.bandwidth_hz, rate_bit_s=uplink.rate_bit_s)
             _check_payload(name, uplink.payload)
             _check_weight(name, uplink.weight)

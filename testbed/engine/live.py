@@ -17,6 +17,7 @@ from testbed.core.errors import DeviceError
 from testbed.core.fleet import Fleet
 from testbed.core.frames import to_array, to_stage
 from testbed.core.orders import (
+    WHOLE,
     Analogue,
     Collect,
     Collected,
@@ -28,6 +29,7 @@ from testbed.core.orders import (
     Move,
     Moved,
     MovedAndTrained,
+    NodeScore,
     OneBit,
     Order,
     Publish,
@@ -42,11 +44,14 @@ from testbed.core.orders import (
 )
 from testbed.engine.air import Air
 from testbed.engine.audit import audit
-from testbed.engine.crew import Crew
+from testbed.engine.crew import Crew, check_folding
+from testbed.engine.keeping import Keeping, to_file
 from testbed.engine.limits import check_order
 from testbed.engine.parcels import collect_ideal, collect_packets
 from testbed.engine.soundings import sound
 from testbed.engine.sums import collect_mean, collect_signs, collect_votes
+from testbed.lora.choice import part_mask
+from testbed.lora.refactor import Stack
 
 
 @dataclass
@@ -103,13 +108,29 @@ class Live:
         """What the payloads of nodes with error feedback have left out, shape [num_values] each."""
         return self.crew.residuals(self._feeding_back) if self._feeding_back else {}
 
+    def own_values(self) -> dict[str, np.ndarray]:
+        """What nodes have for themselves, by `testbed.engine.keeping.to_file`."""
+        return to_file(self.crew.own_values()) if self.crew.keeping.nodes else {}
+
     def restore(
-        self, adapter: np.ndarray, positions_m: np.ndarray, clock_s: float, residuals: Mapping[str, np.ndarray]
+        self,
+        adapter: np.ndarray,
+        positions_m: np.ndarray,
+        clock_s: float,
+        residuals: Mapping[str, np.ndarray],
+        folds: Sequence[Stack] = (),
+        keeping: Keeping | None = None,
     ) -> None:
-        """Continue a recorded run: adapter on the nodes, antennas in place, clock set; the way there is not counted."""
+        """Continue a recorded run: adapter, folds and own values on the nodes, antennas in place, clock set; the way
+        there is not counted.
+        """
+        self.crew.folds = list(folds)
         self.crew.give_residuals(residuals)
         self._feeding_back = set(residuals)
         self._publish(Publish(adapter))
+        if keeping is not None:
+            self.crew.keeping = keeping
+            self.crew.give_back(sorted(keeping.stored))
         self._move(Move(positions_m))
         self.devices.clock.set(clock_s)
         self.crew.share_time(self.crew.present())
@@ -131,9 +152,14 @@ class Live:
             LimitError: the order breaks a limit; nothing moved, nothing radiated.
             DeviceError: a device failed.
         """
-        check_order(order, self.bench, self.num_values)
+        check_order(order, self.bench, self.num_values, self._layout)
         self.crew.catch_up()
         self.last_audit = {}
+        reply = self._carried_out(order)
+        self.crew.keeping.note(order, reply)
+        return reply
+
+    def _carried_out(self, order: Order) -> Reply:
         match order:
             case Sound():
                 self._keep_time()
@@ -147,7 +173,7 @@ class Live:
             case Publish():
                 return self._publish(order)
             case Evaluate():
-                return self._evaluate()
+                return self._evaluate(order)
             case Together(move=move, train=train):
                 tasks = (lambda: self._move(move), lambda: self._train(train))
                 moved, trained = self.devices.clock.concurrently(tasks)
@@ -185,6 +211,14 @@ class Live:
                 cpu_hz=work.cpu_hz,
                 proximal=work.proximal,
                 factors=work.factors,
+                pruning=work.pruning,
+                ranks=work.ranks,
+                others=work.others,
+                orthogonality=work.orthogonality,
+                part=work.part,
+                pulled=work.pulled,
+                objective=work.objective,
+                keep=work.keep,
             )
             for name, work in order.work.items()
         }
@@ -241,16 +275,19 @@ class Live:
 
     def _publish(self, order: Publish) -> Published:
         link = self.bench.link
-        reached = self.crew.publish(order.adapter)
-        seconds = 32.0 * order.adapter.size / link.downlink_bit_s
+        check_folding(order, self.crew.job.model)
+        fold = None if order.fold is None else Stack(order.fold, order.fold_rank)
+        reached = self.crew.publish(order.adapter, fold, order.part)
+        num_values = published_values(order, self._layout)
+        seconds = 32.0 * num_values / link.downlink_bit_s
         self.devices.clock.wait_until(self.devices.clock.now_s() + seconds)
         missing = tuple(name for name in self.bench.node_names if name not in reached)
         return Published(missing, Spent(seconds, link.server_power_w * seconds, seconds))
 
-    def _evaluate(self) -> Scores:
+    def _evaluate(self, order: Evaluate) -> Scores:
         names = self.crew.present()
         requests: dict[str, messages.Message] = {
-            name: messages.EvaluateTask(node=name, shard=index, num_shards=len(names))
+            name: messages.EvaluateTask(node=name, shard=index, num_shards=len(names), personal=order.personal)
             for index, name in enumerate(names)
         }
         answers = self.crew.ask(requests, messages.EvaluateDone)
@@ -266,6 +303,7 @@ class Live:
             num_rows=num_rows,
             accuracy=sum(known) / num_rows if len(known) == len(correct) and num_rows else None,
             missing=tuple(name for name in self.bench.node_names if name not in answers),
+            nodes={name: _score(answer) for name, answer in answers.items() if order.personal and answer.num_tokens},
         )
 
     def _measure_error(self, order: Collect, collected: Collected) -> None:
@@ -274,7 +312,24 @@ class Live:
         truth = self.crew.fetch(names)
         if len(truth) < len(names):
             return
+        for name, uplink in order.uplinks.items():
+            # values of kinds and names that stay with their node are no error of the link
+            if name in truth and isinstance(uplink, Ideal | Digital) and (part := uplink.payload.part) != WHOLE:
+                meant = part_mask(self._layout, replace(part, ranks=None, segment=None))
+                truth[name] = np.where(meant, truth[name], np.float32(0))
         self.last_audit = audit(order, collected.mean, truth)
+
+
+def _score(answer: messages.EvaluateDone) -> NodeScore:
+    correct = answer.num_correct
+    accuracy = None if correct is None else correct / answer.num_rows
+    return NodeScore(answer.loss_sum / answer.num_tokens, answer.num_tokens, answer.num_rows, accuracy)
+
+
+def published_values(order: Publish, layout: Layout) -> int:
+    """How many numbers a broadcast carries."""
+    fold = 0 if order.fold is None else order.fold.size
+    return fold + (order.adapter.size if order.part == WHOLE else int(np.count_nonzero(part_mask(layout, order.part))))
 
 
 def antenna_positions_m(devices: Devices, bench: BenchSpec) -> np.ndarray:

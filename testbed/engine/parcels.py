@@ -159,19 +159,21 @@ def collect_ideal(air: Air, order: Collect, layout: Layout, transfer: int) -> Co
     """
     uplinks = {name: uplink for name, uplink in order.uplinks.items() if isinstance(uplink, Ideal)}
     data = air.crew.fetch_encoded({name: uplink.payload for name, uplink in uplinks.items()}, transfer)
+    ahead_s = {name: uplinks[name].head_start_s for name in data}
     needed_s = {name: 8 * len(content) / uplinks[name].rate_bit_s for name, content in data.items()}
-    limit_s = math.inf if order.deadline_s is None else order.deadline_s
+    limit_s = {name: math.inf if order.deadline_s is None else order.deadline_s + ahead_s[name] for name in data}
     updates = {
         name: _decode(layout, uplinks[name].payload, content)
         for name, content in data.items()
-        if needed_s[name] <= limit_s * (1 + _ROUNDING)
+        if needed_s[name] <= limit_s[name] * (1 + _ROUNDING)
     }
     # who is late sends until the deadline, in vain
-    seconds = {name: min(one, limit_s) for name, one in needed_s.items()}
-    longest_s = max(seconds.values(), default=0.0)
+    seconds = {name: min(one, limit_s[name]) for name, one in needed_s.items()}
+    left_s = max((max(seconds[name] - ahead_s[name], 0.0) for name in data), default=0.0)
     energy_j = {name: uplinks[name].power_w * seconds[name] for name in data}
-    air.devices.clock.wait_until(air.devices.clock.now_s() + longest_s)
-    return _collected(order, layout, updates, energy_j, Spent(longest_s, sum(energy_j.values()), longest_s), {})
+    air.devices.clock.wait_until(air.devices.clock.now_s() + left_s)
+    spent = Spent(left_s, sum(energy_j.values()), max(seconds.values(), default=0.0))
+    return _collected(order, layout, updates, energy_j, spent, {})
 
 
 def _decode(layout: Layout, kind: Payload, data: bytes) -> _Decoded:
@@ -214,8 +216,10 @@ def _open(air: Air, uplinks: dict[str, Digital], growth: float, layout: Layout, 
     parcels = {}
     for index, (name, num_bytes) in enumerate(lengths.items()):
         uplink = uplinks[name]
-        # the same power over a wider share
-        scheme = scheme_named(uplink.scheme) if uplink.scheme else choose(uplink.snr / growth) or SCHEMES[0]
+        # the same power over a wider share: in a wave of its own, or since no share is narrower than a few subcarriers
+        given_hz = np.count_nonzero(allocations[name]) * air.bench.sample_rate_hz / waveform.num_subcarriers
+        wider = max(growth, given_hz / uplink.bandwidth_hz)
+        scheme = scheme_named(uplink.scheme) if uplink.scheme else choose(uplink.snr / wider) or SCHEMES[0]
         # packets are counted with two bytes, so that a long update needs long ones
         shortest = -(-(num_bytes + packets.CHECK_BYTES) // packets.MAX_PACKETS)
         packet_bytes = max(flexframe.best_packet_bytes(scheme, allocations[name], waveform), shortest)

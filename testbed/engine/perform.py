@@ -36,6 +36,9 @@ class Answerer(Protocol):
     def residuals(self) -> Mapping[str, np.ndarray]:
         """Node -> what its payloads have left out so far, shape [num_values], for payloads with error feedback."""
 
+    def own_values(self) -> Mapping[str, np.ndarray]:
+        """What nodes have for themselves, by `testbed.engine.keeping.to_file`."""
+
 
 def perform(steps: Steps[State], answer: Callable[[Order], Reply]) -> State:
     """Run one round to its end and return the next state.
@@ -77,6 +80,10 @@ class Replay:
 
     def residuals(self) -> Mapping[str, np.ndarray]:
         """None: the record holds what came of them."""
+        return {}
+
+    def own_values(self) -> Mapping[str, np.ndarray]:
+        """None, as for residuals."""
         return {}
 
     def answer(self, order: Order) -> Reply:

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file
 
 from testbed.core.adapter import Adapter, Layout
 from testbed.core.bench import BenchSpec
 from testbed.core.errors import ReplayDeparture
 from testbed.core.fleet import Fleet
 from testbed.engine.recorder import read_json, write_json
+from testbed.lora.peft_folder import load_adapter
 
 
 def write_start(folder: Path, adapter: Adapter, fleet: Fleet) -> None:
@@ -48,7 +48,7 @@ def read_start(
 
 def compare_stored(folder: Path, adapter: Adapter, vector: np.ndarray) -> None:
     """Raises ReplayDeparture where the stored PEFT folder is not this vector, bit for bit."""
-    stored = load_file(str(folder / "adapter_model.safetensors"))
+    stored = load_adapter(folder)
     for name, factor in adapter.layout.unpack(vector).items():
         if not np.array_equal(stored[name], factor):
             raise ReplayDeparture(f"the replayed adapter differs from the stored one in {name}", file=folder)

@@ -37,7 +37,8 @@ def part_mask(layout: Layout, part: Part) -> np.ndarray:
     if part.kinds or part.patterns:
         for factor in layout.factors:
             named = not part.patterns or any(fnmatchcase(factor.name, pattern) for pattern in part.patterns)
-            mask[layout.slices[factor.name]] = named and (not part.kinds or factor.kind in part.kinds)
+            named = named and (not part.kinds or factor.kind in part.kinds)
+            mask[layout.slices[factor.name]] = named != part.others
     if part.ranks is not None and part.ranks < max_rank(layout):
         mask &= slice_mask(layout, part.ranks)
     if part.segment is not None:
@@ -77,13 +78,15 @@ def choose(
             return mask, b""
         case "pairs" | "random":
             pairs = RankPairs.of(layout)
-            budget = payload.keep * float(pairs.num_values.sum())
+            # pairs of which the part holds a value
+            held = _held(pairs, mask)
             # 0.1 * 30 is a little more than 3 in binary
-            budget *= 1 + 1e-12
+            budget = payload.keep * float(pairs.num_values[held].sum()) * (1 + 1e-12)
             if payload.choice == "pairs":
-                kept = keep_best(update_energies(pairs, before, update), pairs.num_values, budget)
+                kept = np.zeros(pairs.num_pairs, bool)
+                kept[held] = keep_best(update_energies(pairs, before, update)[held], pairs.num_values[held], budget)
             else:
-                kept = random_pairs(pairs, budget, rng)
+                kept = random_pairs(pairs, budget, rng, held)
             return mask & pairs.mask(kept), np.packbits(kept).tobytes()
         case "separate":
             kept = separate_norms(RankPairs.of(layout), update, payload.keep)
@@ -146,6 +149,11 @@ def scored(layout: Layout, before: np.ndarray, update: np.ndarray, mask: np.ndar
 def bitmap_bytes(layout: Layout, payload: Payload) -> int:
     """Length of the bitmap."""
     return -(-_num_flags(layout, payload) // 8)
+
+
+def _held(pairs: RankPairs, mask: np.ndarray) -> np.ndarray:
+    """Which pairs have a value in the mask, shape [num_pairs], bool."""
+    return np.concatenate([down.any(axis=1) | up.any(axis=0) for down, up in pairs.factors(mask)])
 
 
 def _num_flags(layout: Layout, payload: Payload) -> int:

@@ -16,6 +16,7 @@ import numpy as np
 
 from testbed.core.adapter import Factor, Layout
 from testbed.core.errors import ConfigError
+from testbed.core.uplinks import WHOLE, Part
 from testbed.lora.aggregate import weighted_mean
 
 _BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks?)\.(\d+)(?:\.|$)")
@@ -115,6 +116,22 @@ class Sharing:
             start = stop
         return self.with_phi(whole, phi)
 
+    @property
+    def part(self) -> Part:
+        """The shared values in the words of orders: kinds where these say it, else names of factors.
+
+        Raises:
+            ValueError: nothing is shared.
+        """
+        if not self.shared.factors:
+            raise ValueError("a division without a shared part has nothing that an uplink could carry")
+        if not self.private.factors:
+            return WHOLE
+        kinds = tuple(dict.fromkeys(factor.kind for factor in self.shared.factors))
+        if all(factor.kind not in kinds for factor in self.private.factors):
+            return Part(kinds=kinds)
+        return Part(patterns=tuple(factor.name for factor in self.shared.factors))
+
     def _part(self, vector: np.ndarray, slices: Sequence[slice]) -> np.ndarray:
         if vector.shape != (self.layout.size,):
             self.layout.unpack(vector)  # raises the error that names both sizes
@@ -122,7 +139,12 @@ class Sharing:
 
 
 def divide(
-    layout: Layout, *, kinds: Sequence[str] = (), patterns: Sequence[str] = (), last_blocks: int | None = None
+    layout: Layout,
+    *,
+    kinds: Sequence[str] = (),
+    patterns: Sequence[str] = (),
+    last_blocks: int | None = None,
+    private_blocks: int | None = None,
 ) -> Sharing:
     """Share the factors that are of a named kind or whose name fits a pattern, inside the last blocks if asked.
 
@@ -135,6 +157,7 @@ def divide(
         kinds: of `Factor.kind`.
         patterns: shell-style patterns of factor names, case-sensitive: `*` fits any characters.
         last_blocks: share only inside so many of the model's last blocks; in all of them if None.
+        private_blocks: share nothing inside so many of its last blocks, as FedPer keeps the top of a network.
 
     Returns:
         The division.
@@ -158,12 +181,14 @@ def divide(
                 key="scheme.shared",
                 remedy="write the pattern with * for the parts that vary, for instance '*.bottleneck.*'",
             )
-    inside = _blocks_from(layout, last_blocks)
+    inside = _blocks_from(layout, last_blocks, "last_blocks")
+    outside = _blocks_from(layout, private_blocks, "private_blocks")
     picked = tuple(
         factor
         for factor in layout.factors
         if (factor.kind in kinds or any(fnmatchcase(factor.name, pattern) for pattern in patterns))
         and (inside is None or _block(factor) >= inside)
+        and (outside is None or _block(factor) < outside)
     )
     names = {factor.name for factor in picked}
     rest = tuple(factor for factor in layout.factors if factor.name not in names)
@@ -198,15 +223,16 @@ def _block(factor: Factor) -> int:
     return int(found.group(1)) if found else -1
 
 
-def _blocks_from(layout: Layout, last_blocks: int | None) -> int | None:
+def _blocks_from(layout: Layout, last_blocks: int | None, field: str) -> int | None:
     """Number of the first block that counts; None for all."""
     if last_blocks is None:
         return None
     count = 1 + max((_block(factor) for factor in layout.factors), default=-1)
     if not 1 <= last_blocks <= count:
         raise ConfigError(
-            f"the last {last_blocks} blocks cannot be shared: the adapter spans {count}",
-            key="scheme.last_blocks",
+            f"the last {last_blocks} blocks cannot be {'shared' if field == 'last_blocks' else 'private'}: the adapter "
+            f"spans {count}",
+            key=f"scheme.{field}",
             remedy=f"give 1 to {count}" if count else "adapt layers that stand in numbered blocks",
         )
     return count - last_blocks

@@ -13,6 +13,9 @@ The adapted weight moves by B A, and sum_m p_m B_m A_m (p_m = D_m / sum D) is wh
 - Products: where updates arrive apart, sum_m p_m B_m A_m is computed exactly and brought back to the adapter's rank by
   a truncated singular value decomposition, the best approximation of that rank (FlexLoRA, arXiv 2402.11505, and FedSVD
   average in the product space like this). Nothing of the size of the weight is ever formed.
+- Stacked: the factors side by side have the mean product exactly, at the sum of the ranks; every node adds it to its
+  frozen weights and starts anew (FLoRA, arXiv 2409.05976), or adds only the covariance (1) (FedEx-LoRA, arXiv
+  2410.07432).
 
 (1) and (2) are identities. B first in alternation, A with orthonormal rows after a decomposition, and the mean square
 of (2) are our choices and derivations.
@@ -143,6 +146,90 @@ def mean_product(layout: Layout, adapters: Mapping[str, np.ndarray], weights: Ma
         residual += float(np.sum(s[:, kept:] ** 2))
         norm += float(np.sum(s**2))
     return Refactored(result, residual**0.5, norm**0.5)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Factors whose product is added to the frozen weights of every node: `Publish.fold` and `Publish.fold_rank`.
+
+    Attributes:
+        vector: A [rank, in] and B [out, rank] of every module, flat in the order of `stack_layout`, float32.
+        rank: inner dimension.
+    """
+
+    vector: np.ndarray
+    rank: int
+
+
+def stack_layout(layout: Layout, rank: int) -> Layout:
+    """The adapter's modules with another inner dimension: A [rank, in] before B [out, rank], module by module.
+
+    Args:
+        layout: of the adapter; every module has an A and a B.
+        rank: inner dimension.
+
+    Raises:
+        ValueError: a rank below 1, or a module without one of its factors.
+    """
+    if rank < 1:
+        raise ValueError(f"a stack of rank {rank} holds nothing; at least rank 1 is needed")
+    factors = []
+    for factor_a, factor_b in _pairs(layout):
+        factors.append(factor_a.model_copy(update={"shape": (rank, factor_a.shape[1])}))
+        factors.append(factor_b.model_copy(update={"shape": (factor_b.shape[0], rank)}))
+    return Layout(factors=tuple(factors))
+
+
+def stacked(
+    layout: Layout,
+    adapters: Mapping[str, np.ndarray],
+    weights: Mapping[str, float],
+    *,
+    ranks: Mapping[str, int] | None = None,
+    minus: np.ndarray | None = None,
+) -> Stack:
+    """Factors side by side, whose product is the weighted mean of the products, exactly.
+
+        A = [A_1; ...; A_K; A_0],   B = [p_1 B_1, ..., p_K B_K, -B_0],   B A = sum_m p_m B_m A_m - B_0 A_0
+
+    Args:
+        layout: order of the factors; every module has an A and a B.
+        adapters: node -> its adapter, shape [layout.size].
+        weights: node -> weight D_m, positive; p_m = D_m / sum D.
+        ranks: node -> how many of its first ranks count; the others are left out. All of them if None.
+        minus: an adapter (A_0, B_0) whose product is taken off, such as the mean of the factors, so that only the
+            covariance is left; shape [layout.size].
+
+    Returns:
+        The stack, of the sum of the ranks; nodes in the order of their names.
+
+    Raises:
+        ValueError: no adapters, weights that are not positive, a rank that the layout does not have, or a module
+            without one of its factors.
+
+    Reference: Z. Wang et al., "FLoRA: Federated fine-tuning large language models with heterogeneous low-rank
+    adaptations", NeurIPS 2024, arXiv 2409.05976.
+    """
+    names, shares = _shares(adapters, weights)
+    pairs = list(_pairs(layout))
+    most = max(factor_a.shape[0] for factor_a, _ in pairs)
+    counts = [most if ranks is None else ranks[name] for name in names]
+    for name, count in zip(names, counts, strict=True):
+        if not 1 <= count <= most:
+            raise ValueError(f"{name} has rank {count}; the layout has ranks from 1 to {most}")
+    parts = [(adapters[name], float(share), count) for name, share, count in zip(names, shares, counts, strict=True)]
+    if minus is not None:
+        parts.append((minus, -1.0, most))
+    out = stack_layout(layout, sum(count for _, _, count in parts))
+    vector = np.empty(out.size, np.float32)
+    views, start = out.unpack(vector), 0
+    for adapter, share, count in parts:
+        found = layout.unpack(adapter)
+        for factor_a, factor_b in pairs:
+            views[factor_a.name][start : start + count] = found[factor_a.name][:count]
+            views[factor_b.name][:, start : start + count] = share * found[factor_b.name][:, :count].astype(np.float64)
+        start += count
+    return Stack(vector, start)
 
 
 def noisy_product_mse(layout: Layout, adapter: np.ndarray, variance_a: float, variance_b: float) -> float:

@@ -101,15 +101,19 @@ def separate_norms(pairs: RankPairs, vector: np.ndarray, keep: float) -> np.ndar
     return mask
 
 
-def random_pairs(pairs: RankPairs, budget: float, rng: np.random.Generator) -> np.ndarray:
+def random_pairs(
+    pairs: RankPairs, budget: float, rng: np.random.Generator, among: np.ndarray | None = None
+) -> np.ndarray:
     """Pairs in random order as long as they fit, shape [num_pairs], bool.
 
     Args:
         pairs: of the layout.
         budget: values that may be sent.
         rng: draws the order.
+        among: which pairs may be drawn, shape [num_pairs], bool; any if None.
     """
-    order = rng.permutation(pairs.num_pairs)
+    places = np.arange(pairs.num_pairs) if among is None else np.flatnonzero(among)
+    order = places[rng.permutation(len(places))]
     kept = np.zeros(pairs.num_pairs, bool)
     kept[order] = np.cumsum(pairs.num_values[order]) <= budget
     return kept

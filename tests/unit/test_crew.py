@@ -12,6 +12,7 @@ from testbed.core.messages import Message, Packet
 from testbed.core.specs import JobSpec
 from testbed.engine.crew import Crew
 from testbed.engine.observe import Observer
+from testbed.lora.refactor import Stack
 from tests.benches import small_bench
 
 BENCH = small_bench()
@@ -28,6 +29,7 @@ class _Link:
         self.deaf: set[str] = set()
         self.sent: list[tuple[str, str]] = []
         self.adapters: dict[str, np.ndarray] = {}
+        self.folds: dict[str, list[tuple[int, float]]] = {}
 
     def take_joined(self) -> tuple[str, ...]:
         joined, self.joined = self.joined, ()
@@ -52,9 +54,14 @@ class _Link:
                 ready = messages.Ready(
                     node=name, num_samples=1, layout=LAYOUT, frozen_layout=Layout(factors=()), peft_config={}
                 )
+                self.folds[name] = []
                 answers[name] = Packet(ready, {"initial": np.zeros(4, np.float32), "frozen": np.zeros(0, np.float32)})
             else:
+                assert isinstance(message, messages.SetAdapter)
                 self.adapters[name] = arrays["adapter"]
+                new = [(rank, float(arrays[f"fold-{index}"][0])) for index, rank in enumerate(message.fold_ranks)]
+                assert len(arrays) == 1 + len(new)
+                self.folds[name] = self.folds.get(name, [])[: message.folded] + new
                 answers[name] = Packet(messages.Done(node=name))
         return answers
 
@@ -97,6 +104,27 @@ def test_a_node_that_missed_a_broadcast_gets_it_before_the_next_order() -> None:
     crew.catch_up()
     assert link.sent == [(NAMES[0], "set-adapter")]
     assert link.adapters[NAMES[0]].sum() == 4
+
+
+def test_folds_reach_everybody_once_and_in_their_order() -> None:
+    """New ones alone to who is up to date, all of them to who came back or may have missed some."""
+    crew, link = _crew()
+    adapter = np.zeros(4, np.float32)
+
+    def fold(value: float, rank: int) -> Stack:
+        return Stack(np.full(3, value, np.float32), rank)
+
+    crew.publish(adapter, fold(1.0, 5))
+    link.deaf = {NAMES[0]}
+    crew.publish(adapter, fold(2.0, 6))
+    assert link.folds[NAMES[0]] == [(5, 1.0)]
+    assert link.folds[NAMES[1]] == [(5, 1.0), (6, 2.0)]
+    link.deaf = set()
+    link.joined = (NAMES[2],)
+    crew.catch_up()
+    crew.publish(adapter, fold(3.0, 7))
+    crew.publish(adapter)
+    assert link.folds == {name: [(5, 1.0), (6, 2.0), (7, 3.0)] for name in NAMES}
 
 
 def test_updates_are_fetched_only_from_nodes_that_hold_one() -> None:

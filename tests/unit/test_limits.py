@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from testbed.core.adapter import Factor, Layout
 from testbed.core.devices import Capabilities
 from testbed.core.errors import ConfigError, LimitError
 from testbed.core.orders import (
@@ -18,6 +19,7 @@ from testbed.core.orders import (
     OneBit,
     Order,
     Payload,
+    Pruning,
     Publish,
     Sound,
     Together,
@@ -34,6 +36,12 @@ COMBINER = np.ones(3) / np.sqrt(3)
 LINE = Ideal(weight=1.0, bandwidth_hz=1e6, power_w=0.01, rate_bit_s=1e6)
 BAND = Digital(weight=1.0, bandwidth_hz=1e6, power_w=0.01, snr=10.0, combiner=COMBINER)
 VOTE = MajorityVote(power_w=0.01)
+PAIR = Layout(
+    factors=(
+        Factor(name="m.A", shape=(2, 1), kind="A", module="m"),
+        Factor(name="m.B", shape=(1, 2), kind="B", module="m"),
+    )
+)
 
 
 def _moved(index: int, x: float, y: float) -> Move:
@@ -68,6 +76,8 @@ def _vote(**changes: object) -> Collect:
         Train({"node-00": Work(local_steps=1, cpu_hz=1e9)}),
         Together(Move(HOME), Train({"node-00": Work()})),
         Train({"node-00": Work(proximal=0.1, drift=np.zeros(4), factors="A")}),
+        Train({"node-00": Work(pruning=Pruning(0.95), ranks=2, others="absent", orthogonality=0.1)}),
+        Publish(np.zeros(4, np.float32), np.zeros(6, np.float32), 3),
         _analogue(),
         _analogue(precoder=np.full(192, 0.05j)),
         Collect({"node-00": ONE}, np.tile(COMBINER, (192, 1)), 1.0, np.ones(192)),
@@ -81,7 +91,7 @@ def _vote(**changes: object) -> Collect:
     ],
 )
 def test_orders_within_the_limits_pass(order: Order) -> None:
-    check_order(order, BENCH, 4)
+    check_order(order, BENCH, 4, PAIR)
 
 
 @pytest.mark.parametrize(
@@ -102,6 +112,21 @@ def test_orders_within_the_limits_pass(order: Order) -> None:
         (Train({"node-00": Work(factors="C")}), "factors = 'C'; choose both, A or B"),  # type: ignore[arg-type]
         (Train({"node-00": Work(drift=np.zeros(3))}), r"node-00: drift has shape \(3,\); the adapter has 4 values"),
         (Train({"node-00": Work(drift=np.array([0, np.nan, 0, 0]))}), "drift holds 1 values that are not finite"),
+        (Train({"node-00": Work(orthogonality=-0.1)}), "orthogonality = -0.1; it must be finite"),
+        (Train({"node-00": Work(ranks=0)}), "ranks = 0; the adapter has ranks from 1 to 2"),
+        (Train({"node-00": Work(ranks=3)}), "ranks = 3; the adapter has ranks from 1 to 2"),
+        (Train({"node-00": Work(others="out")}), "others = 'out'; choose frozen or absent"),  # type: ignore[arg-type]
+        (Train({"node-00": Work(pruning=Pruning(0.96))}), "pruning.ratio = 0.96; it must be from 0 to 0.95"),
+        (Train({"node-00": Work(pruning=Pruning(np.nan))}), "pruning.ratio = nan"),
+        (Train({"node-00": Work(pruning=Pruning(0.5, "half"))}), "pruning.kind = 'half'"),  # type: ignore[arg-type]
+        (
+            Train({"node-00": Work(pruning=Pruning(0.5, importance="luck"))}),  # type: ignore[arg-type]
+            "pruning.importance = 'luck'; choose data or magnitude",
+        ),
+        (Publish(np.zeros(4, np.float32), None, 2), "fold_rank = 2 without a fold"),
+        (Publish(np.zeros(4, np.float32), np.zeros(2, np.float32)), "fold of rank 0"),
+        (Publish(np.zeros(4, np.float32), np.zeros(5, np.float32), 3), "of rank 3 it has 6 values"),
+        (Publish(np.zeros(4, np.float32), np.full(6, np.nan, np.float32), 3), "holds 6 values not finite"),
         (Together(_moved(0, -1, 0), Train({})), "outside the region"),
         (Collect({}), "nobody"),
         (Collect({"node-00": ONE, "node-01": BAND}, COMBINER, 1.0), "Analogue and Digital uplinks cannot be mixed"),
@@ -138,7 +163,16 @@ def test_orders_within_the_limits_pass(order: Order) -> None:
 )
 def test_orders_beyond_the_limits_are_refused(order: Order, says: str) -> None:
     with pytest.raises(LimitError, match=says):
-        check_order(order, BENCH, 4)
+        check_order(order, BENCH, 4, PAIR)
+
+
+def test_what_an_adapter_lacks_cannot_be_folded_or_sliced() -> None:
+    narrow = Layout(factors=(*PAIR.factors, Factor(name="m.down", shape=(4,), kind="bias", module="m")))
+    with pytest.raises(LimitError, match="more than LoRA factors"):
+        check_order(Train({"node-00": Work(ranks=1)}), BENCH, 4, narrow)
+    alone = Layout(factors=(Factor(name="m.B", shape=(4, 1), kind="B", module="m"),))
+    with pytest.raises(LimitError, match="cannot be folded: a product needs an A and a B"):
+        check_order(Publish(np.zeros(4, np.float32), np.zeros(2, np.float32), 1), BENCH, 4, alone)
 
 
 def test_end_stops_of_a_stage_count_before_anything_moves() -> None:

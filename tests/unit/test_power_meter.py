@@ -52,6 +52,11 @@ def test_time_is_measured_and_energy_modelled(meters: list[BoardMeter]) -> None:
     # nobody slowed the processor down, so it ran as fast as it can
     simulated = SimMeter(board()).end(num_tokens=1000, cpu_hz=None)
     assert spent.joules == pytest.approx(simulated.joules)
+    meter.begin()
+    watch.at_s += 2.0
+    pruned = meter.end(num_tokens=1000, cpu_hz=None, work_share=0.5)
+    assert pruned.seconds == 2.0, "measured, whatever was pruned"
+    assert pruned.joules == pytest.approx(simulated.joules / 2)
     assert meter.describe() == {
         "seconds": "measured",
         "energy": "model",

@@ -125,6 +125,8 @@ def test_meter_follows_the_cost_model():
     slow, fast = meter.end(num_tokens=3000, cpu_hz=1e9), meter.end(num_tokens=3000, cpu_hz=None)
     assert (slow.seconds, slow.joules) == pytest.approx((6.0, 0.6))
     assert (fast.seconds, fast.joules) == pytest.approx((4.0, 1.35))
+    pruned = meter.end(num_tokens=3000, cpu_hz=None, work_share=0.25)
+    assert (pruned.seconds, pruned.joules) == pytest.approx((1.0, 0.3375))
     for cpu_hz in (1.6e9, 0.0, -1.0, float("nan")):
         with pytest.raises(LimitError, match=r"a cannot run at .*1\.5e\+09"):
             meter.end(num_tokens=1, cpu_hz=cpu_hz)

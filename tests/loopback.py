@@ -12,6 +12,7 @@ import numpy as np
 
 from nodes.uplink import Uplink
 from nodes.worker import Worker
+from testbed.core.adapter import Factor, Layout
 from testbed.core.backends import backend, resolve
 from testbed.core.bench import BenchSpec
 from testbed.core.messages import Message, Packet
@@ -102,6 +103,7 @@ def loopback(bench: BenchSpec, updates: Mapping[str, np.ndarray], folder: Path, 
         live = Live(own, bench, crew)
         own.radio.tune(frequency_hz=bench.carrier_hz, sample_rate_hz=bench.sample_rate_hz)
         live.num_values = num_values
+        live._layout = Layout(factors=(Factor(name="v.lora_B.weight", shape=(num_values, 1), kind="B", module="v"),))
         yield Loopback(bench, updates, live, link)
     finally:
         worker.close()

@@ -16,8 +16,6 @@ from dataclasses import dataclass
 
 from testbed.core.units import from_db
 
-_USED = 0.6
-
 
 @dataclass(frozen=True)
 class CodingScheme:
@@ -100,12 +98,11 @@ def choose(snr: float, margin: float = 1.0) -> CodingScheme | None:
     return max(borne, key=lambda scheme: scheme.bits_per_symbol, default=None)
 
 
-def slowest_above(efficiency: float) -> CodingScheme:
+def slowest_above(bits_per_symbol: float) -> CodingScheme:
     """The most robust scheme that carries so much; the fastest where none does.
 
     Args:
-        efficiency: information bits a second on each hertz of a share, with all that prefixes, pilots, preambles,
-            headers and checks take: they leave about `_USED` of a symbol rate of one a second and hertz.
+        bits_per_symbol: information bits on one data symbol.
     """
-    enough = [scheme for scheme in SCHEMES if scheme.bits_per_symbol * _USED >= efficiency]
+    enough = [scheme for scheme in SCHEMES if scheme.bits_per_symbol >= bits_per_symbol]
     return min(enough, key=lambda scheme: scheme.threshold_snr, default=SCHEMES[-1])

@@ -214,9 +214,11 @@ def air_seconds(uplinks: Mapping[str, Uplink], collected: Collected) -> dict[str
 def attained(uplinks: Mapping[str, Uplink], collected: Collected, gap: float) -> dict[str, float]:
     """Which part of the rate R(b) each node's packets reached; 1 for error-free links, which keep it.
 
+    Of a node whose packets did not all arrive in time, those that it sent count.
+
     Args:
         uplinks: of the order.
-        collected: its reply; nodes whose packets did not arrive have no part.
+        collected: its reply; nodes that sent nothing have no part.
         gap: of R(b).
 
     Returns:
@@ -226,8 +228,9 @@ def attained(uplinks: Mapping[str, Uplink], collected: Collected, gap: float) ->
     parts: dict[str, float] = {}
     for name, delivery in collected.deliveries.items():
         uplink = uplinks[name]
-        if isinstance(uplink, Digital) and name not in collected.missing and sent_s.get(name, 0.0) > 0:
+        if isinstance(uplink, Digital) and delivery.sent > 0 and sent_s.get(name, 0.0) > 0:
             planned_bit_s = float(capacity_bit_s(uplink.bandwidth_hz, uplink.snr, gap))
-            parts[name] = 8.0 * delivery.num_bytes / sent_s[name] / planned_bit_s
+            share = 1.0 if name not in collected.missing else min(delivery.sent / max(delivery.packets, 1), 1.0)
+            parts[name] = 8.0 * delivery.num_bytes * share / sent_s[name] / planned_bit_s
     parts.update({name: 1.0 for name, uplink in uplinks.items() if isinstance(uplink, Ideal)})
     return parts

@@ -27,8 +27,6 @@ from testbed.core.errors import ConfigError
 from testbed.core.fleet import Fleet
 from testbed.core.orders import (
     Collected,
-    Digital,
-    Ideal,
     Payload,
     Sounding,
     Steps,
@@ -43,7 +41,7 @@ from testbed.core.orders import (
 from testbed.core.scheme import Scheme
 from testbed.lora.refactor import Factors, alternate, mean_product, merged, trains_both
 from testbed.phy.coding_schemes import scheme_named
-from testbed.phy.rate import capacity_bit_s, mrc_snr
+from testbed.problems.digital_order import UplinkSpec, digital_uplinks
 
 
 @dataclass(frozen=True)
@@ -130,30 +128,9 @@ class FedAvg(Scheme[FedAvgState]):
 
     def _shares(self, fleet: Fleet, sounding: Sounding, trained: Trained) -> dict[str, Uplink]:
         """Equal shares of the band; ideal: each at its Shannon rate R_m = (B / K) log2(1 + snr_m / gap)."""
-        names = [name for name in sounding.nodes if name in trained.results]
-        share_hz = fleet.bandwidth_hz / max(len(names), 1)
+        weights = {name: trained.results[name].num_samples for name in sounding.nodes if name in trained.results}
         payload = Payload(self.payload, self.keep, self.error_feedback)
-        uplinks: dict[str, Uplink] = {}
-        for name in names:
-            column, weight = sounding.nodes.index(name), trained.results[name].num_samples
-            power_w = fleet.node(name).max_power_w
-            # [num_antennas]
-            channel = sounding.channel[:, column]
-            # noise in a share of the band is that share of the noise in the whole band
-            snr = float(mrc_snr(channel[:, None], power_w, sounding.noise_w / len(names))[0])
-            if self.link == "ideal":
-                rate_bit_s = float(capacity_bit_s(share_hz, snr, 10.0 ** (self.snr_gap_db / 10.0)))
-                uplinks[name] = Ideal(weight, share_hz, power_w, rate_bit_s, payload)
-            else:
-                uplinks[name] = Digital(
-                    weight=weight,
-                    bandwidth_hz=share_hz,
-                    power_w=power_w,
-                    snr=snr,
-                    combiner=channel / np.linalg.norm(channel),
-                    scheme=self.coding,
-                    payload=payload,
-                    max_tries=self.max_tries,
-                    cfo_hz=float(sounding.cfo_hz[column]),
-                )
-        return uplinks
+        spec = UplinkSpec(
+            link=self.link, coding=self.coding, max_tries=self.max_tries, snr_gap=10.0 ** (self.snr_gap_db / 10.0)
+        )
+        return digital_uplinks(fleet, sounding, weights, payload, spec)

@@ -171,6 +171,13 @@ def test_instances_that_ship_are_solved(name: str) -> None:
         assert few.solve("switching").solution.value == pytest.approx(few.solve("enumerate").solution.value, abs=1e-9)
     if name == "horizon":
         assert len(answer.decisions["ranks"]) == 4
+        short = instance.model_copy(update={"slots": 2})
+        planned = short.solve("offline")
+        json.dumps(planned.decisions)
+        assert planned.decisions["penalty_bound"] <= planned.solution.value == planned.decisions["mean_penalty"]
+        assert np.all(np.array(planned.decisions["mean_energy_j"]) <= 0.15 + 1e-9)
+        with pytest.raises(ConfigError, match="too many decisions to plan"):
+            instance.model_copy(update={"slots": 40}).solve("offline")
     if name == "crowd":
         with pytest.raises(ConfigError, match="50 devices"):
             instance.solve("enumerate")

@@ -18,7 +18,7 @@ import numpy as np
 
 from testbed.opt.lyapunov import VirtualQueues, worthwhile_limit
 from testbed.problems.lora_switching.model import Slot, SlotDecision, SwitchingModel
-from testbed.problems.lora_switching.policies import POLICIES, Situation
+from testbed.problems.lora_switching.policies import POLICIES, Decide, Situation
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def run(
     slots: Sequence[Slot],
     limits: Limits,
     tradeoff: float,
-    policy: str,
+    policy: str | Decide,
     rng: np.random.Generator,
     initial_j: np.ndarray | float = 0.0,
 ) -> Outcome:
@@ -119,14 +119,14 @@ def run(
         slots: what changes.
         limits: long-term constraints.
         tradeoff: V.
-        policy: one of `POLICIES`.
+        policy: one of `POLICIES`, or what decides a slot itself.
         rng: draws losses, and the modules of policy random.
         initial_j: Q_k(0), shape [num_devices] or a scalar.
     """
     spare_j = limits.mean_energy_j - limits.idle_j
     queues = VirtualQueues.at_most(spare_j, np.broadcast_to(np.asarray(initial_j, np.float64), spare_j.shape))
     modules = None if limits.participation is None else VirtualQueues.at_least(limits.participation)
-    decide = POLICIES[policy]
+    decide = POLICIES[policy] if isinstance(policy, str) else policy
     decisions, backlog, values, arrived, gap, residual = [], [queues.backlog], [], [], 0.0, 0.0
     trace: tuple[float, ...] = ()
     for slot in slots:

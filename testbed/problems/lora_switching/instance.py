@@ -12,17 +12,20 @@ from testbed.opt.solution import Solution, Status
 from testbed.problems.cell import cell_gain
 from testbed.problems.instance import Answer, Instance
 from testbed.problems.lora_switching.horizon import Limits, Outcome, backlog_bound, gradient_bound, risk_bound, run
-from testbed.problems.lora_switching.model import Slot, SwitchingModel
-from testbed.problems.lora_switching.policies import MOST_CHOICES, POLICIES
+from testbed.problems.lora_switching.model import Slot, SlotDecision, SwitchingModel, objective
+from testbed.problems.lora_switching.offline import solve_horizon
+from testbed.problems.lora_switching.policies import MOST_CHOICES, POLICIES, Situation
 from testbed.problems.lora_switching.tables import BoundSpec, DeviceSpec, DrawSpec, ModuleSpec
 
 _GAP = 1e-6
+_OFFLINE = 200
+"""Devices times slots up to which a horizon is solved as a whole."""
 
 
 class LoraSwitchingInstance(Instance):
     """Devices that switch between LoRA modules under a mean energy limit, in one slot or many."""
 
-    methods: ClassVar[tuple[str, ...]] = tuple(POLICIES)
+    methods: ClassVar[tuple[str, ...]] = (*POLICIES, "offline")
 
     seed: int = Field(1, ge=0, description="of drawn devices, channels and losses")
     slots: int = Field(1, ge=1, le=100_000, description="T, rounds; 1 solves a single slot")
@@ -65,13 +68,13 @@ class LoraSwitchingInstance(Instance):
         return self
 
     def solve(self, method: str) -> Answer:
-        """All slots by one policy.
+        """All slots by one policy, or as a whole by `offline`, which knows every channel beforehand.
 
         Args:
             method: one of `methods`.
 
         Raises:
-            ConfigError: more vectors of modules than can be enumerated.
+            ConfigError: more vectors of modules than can be enumerated, or more slots than are planned as a whole.
         """
         rng = np.random.default_rng(self.seed)
         devices = self.devices or self._drawn(rng)
@@ -83,6 +86,8 @@ class LoraSwitchingInstance(Instance):
                 key="--method",
                 remedy=f"enumerate up to {MOST_CHOICES} of them; switching has no such limit",
             )
+        if method == "offline":
+            self._check_offline(len(devices))
         unmeetable = limits.unmeetable(model)
         if unmeetable:
             short = np.maximum((limits.idle_j - limits.mean_energy_j) / limits.mean_energy_j, 0.0)
@@ -91,11 +96,47 @@ class LoraSwitchingInstance(Instance):
             )
             return Answer(solution, {"unmeetable": list(unmeetable)})
         slots = self._slots(devices, rng)
+        if method == "offline":
+            return self._offline(model, slots, limits)
         initial_j = np.array([device.backlog_j for device in devices])
         outcome = run(model, slots, limits, self.tradeoff, method, rng, initial_j)
         return Answer(
             self._solution(outcome, slots, limits, method, model), self._decisions(outcome, model, slots, limits)
         )
+
+    def _check_offline(self, num_devices: int) -> None:
+        if num_devices * self.slots > _OFFLINE:
+            raise ConfigError(
+                f"{num_devices} devices in {self.slots} slots are too many decisions to plan as a whole",
+                key="slots",
+                remedy=f"plan up to {_OFFLINE} of them offline: --set slots={max(_OFFLINE // num_devices, 1)}",
+            )
+        if self.modules.participation is not None:
+            raise ConfigError(
+                "offline plans by energies alone, and modules.participation is another limit",
+                key="modules.participation",
+                remedy="leave it out, or use --method switching",
+            )
+
+    def _offline(self, model: SwitchingModel, slots: tuple[Slot, ...], limits: Limits) -> Answer:
+        """The schedule, and how the online algorithm fares in the same slots: it may overdraw, the schedule may not."""
+        planned = solve_horizon(model, slots, limits.mean_energy_j - limits.idle_j)
+        rng = np.random.default_rng(self.seed)
+        script = iter(planned.point.decisions)
+
+        def play(now: Situation) -> Solution[SlotDecision]:
+            decision = next(script)
+            return Solution(decision, objective(decision, now.backlog, now.tradeoff), "stationary")
+
+        outcome = run(model, slots, limits, self.tradeoff, play, rng)
+        online = run(model, slots, limits, self.tradeoff, "switching", rng)
+        content = {
+            "penalty_bound": planned.point.bound,
+            "energy_prices": planned.point.prices.tolist(),
+            "online_penalty": online.mean_penalty,
+            "online_excess_j": online.queues.excess.tolist(),
+        }
+        return Answer(planned, self._decisions(outcome, model, slots, limits) | content)
 
     def _drawn(self, rng: np.random.Generator) -> tuple[DeviceSpec, ...]:
         assert self.draw is not None
@@ -152,7 +193,9 @@ class LoraSwitchingInstance(Instance):
             drawn = self.slot_shadowing * rng.standard_normal((self.slots, len(devices)))
             gains = mean * 10.0 ** (drawn / 10.0)
         shares = np.broadcast_to(share, (len(devices), len(ranks)))
-        return tuple(Slot(gain, importance, shares) for gain in gains)
+        values_a_row = ranks * self.modules.values_per_rank / weight.sum()
+        complexity = self.bound.generalisation * (weight / weight.sum())[:, None] * np.sqrt(values_a_row)
+        return tuple(Slot(gain, importance, shares, complexity) for gain in gains)
 
     def _solution(
         self, outcome: Outcome, slots: tuple[Slot, ...], limits: Limits, method: str, model: SwitchingModel

@@ -10,10 +10,13 @@ were not at hand: all of them here are our reconstruction. Modules are nested sl
     psi_km(b) = (N0 b / beta_k) (2^{S_m / (b tau_km)} - 1),     q_km(p, b) = 1 - exp(-psi / p)             (A3, A4)
     e_km(p) = E^cp_km + p tau_km                                                                              (A5)
     Phi = sum_k w_k G_k^2 [1 - sum_m x_km rho_km (1 - q_km)]                                                  (A7)
+          + lambda_g sum_k w_k sum_m x_km (1 - q_km) sqrt(d_m / n)          (only if asked for)
 
     each slot:  minimise over x, p, b   V Phi + sum_k Q_k e_k - sum_m Z_m sum_k x_km (1 - q_km),   sum_k b_k <= B
 
-Devices that stay idle cost nothing.
+Devices that stay idle cost nothing. The term with lambda_g is ordinal: the generalisation bound of Occam's razor, from
+which its shape comes, is far above 1 for adapters of this size, so it ranks modules and says nothing about a risk. Its
+complexity counts where an update arrives.
 """
 
 from __future__ import annotations
@@ -82,11 +85,19 @@ class Slot:
         gain: beta_k, mean power gain of the channel, shape [num_devices].
         importance: w_k G_k^2, shape [num_devices].
         share: rho_km, of the gradient's energy that a module expresses, shape [num_devices, num_modules].
+        complexity: lambda_g w_k sqrt(d_m / n), shape [num_devices, num_modules]; none if absent.
     """
 
     gain: np.ndarray
     importance: np.ndarray
     share: np.ndarray
+    complexity: np.ndarray | None = None
+
+    @property
+    def worth(self) -> np.ndarray:
+        """What an update of each device and module takes off Phi if it arrives, shape [num_devices, num_modules]."""
+        gain = self.importance[:, None] * self.share
+        return gain if self.complexity is None else gain - self.complexity
 
 
 @dataclass(frozen=True)
@@ -125,7 +136,7 @@ def slot_terms(
         bonus: Z_m, shape [num_modules]; none if absent.
     """
     possible = model.possible
-    worth = tradeoff * slot.importance[:, None] * slot.share + (0.0 if bonus is None else bonus)
+    worth = np.maximum(tradeoff * slot.worth + (0.0 if bonus is None else bonus), 0.0)
     window_s = np.where(possible, model.window_s, 1.0)
     shape = possible.shape
     # a bit at least: a module without bits of its own would need no band, and no power
@@ -165,8 +176,8 @@ def describe(
     required_w = required_power_w(bandwidth_hz, load_hz, model.noise_w_hz / slot.gain)
     failure = np.where(active, outage(required_w, power_w), 1.0)
     energy_j = np.where(active, model.compute_j[devices, index] + power_w * window_s, 0.0)
-    expressed = np.where(active, slot.share[devices, index], 0.0) * (1.0 - failure)
-    penalty = float(np.sum(slot.importance * (1.0 - expressed)))
+    arrived = np.where(active, slot.worth[devices, index], 0.0) * (1.0 - failure)
+    penalty = float(np.sum(slot.importance) - np.sum(arrived))
     zero = np.zeros(model.num_devices)
     return SlotDecision(
         module.copy(),

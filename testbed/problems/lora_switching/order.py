@@ -24,7 +24,7 @@ def slice_uplinks(
     window_s: float,
     *,
     value: Literal["float16", "float32"],
-    packets: bool,
+    modem_share: float | None,
 ) -> dict[str, Uplink]:
     """Uplinks of the devices that trained.
 
@@ -36,7 +36,8 @@ def slice_uplinks(
         payload_bit: r_m -> S_m.
         window_s: tau.
         value: format of values on the air.
-        packets: through the modem, repeated until the window ends; else error-free at the rate S_m / tau.
+        modem_share: of band and time, what the modem's overheads leave to payload, from which the coding scheme
+            follows; packets are repeated until the window ends. None: error-free at the rate S_m / tau.
     """
     uplinks: dict[str, Uplink] = {}
     for name, rank in ranks.items():
@@ -47,7 +48,7 @@ def slice_uplinks(
             fleet.nodes[k].num_samples,
         )
         payload, rate_bit_s = Payload(value, part=Part(ranks=rank)), payload_bit[rank] / window_s
-        if not packets:
+        if modem_share is None:
             uplinks[name] = Ideal(weight, share_hz, power_w, rate_bit_s, payload)
             continue
         channel = sounding.channel[:, column]
@@ -58,7 +59,7 @@ def slice_uplinks(
             power_w=power_w,
             snr=power_w * float(np.sum(np.abs(channel) ** 2)) / noise_w,
             combiner=channel / np.linalg.norm(channel),
-            scheme=slowest_above(rate_bit_s / share_hz).name,
+            scheme=slowest_above(rate_bit_s / (share_hz * modem_share)).name,
             payload=payload,
             max_tries=_TRIES,
             cfo_hz=float(sounding.cfo_hz[column]),

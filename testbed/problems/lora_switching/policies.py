@@ -15,6 +15,7 @@ from testbed.opt.solution import Solution
 from testbed.problems.lora_switching.model import Slot, SlotDecision, SwitchingModel, describe, objective, slot_terms
 from testbed.problems.lora_switching.slot import solve_slot
 from testbed.problems.lora_switching.steps import reduced, share_band
+from testbed.problems.lora_switching.unaware import unaware_choice
 
 MOST_CHOICES = 20_000
 """Module vectors up to which a slot is enumerated."""
@@ -111,6 +112,13 @@ def _equal_band(now: Situation) -> Solution[SlotDecision]:
     return Solution(decision, objective(decision, now.backlog, now.tradeoff, now.bonus), "stationary", kkt_residual=0.0)
 
 
+def _unaware(now: Situation) -> Solution[SlotDecision]:
+    """The scheduler believes that nothing is lost."""
+    terms = slot_terms(now.model, now.slot, now.backlog, now.tradeoff, now.bonus)
+    decision = describe(now.model, now.slot, *unaware_choice(terms, now.model.total_hz))
+    return Solution(decision, objective(decision, now.backlog, now.tradeoff, now.bonus), "stationary")
+
+
 def _fixed(pick: Callable[[np.ndarray, np.random.Generator], np.ndarray]) -> Decide:
     """Modules by a rule, full power, equal shares of those who send."""
 
@@ -149,6 +157,7 @@ POLICIES: Mapping[str, Decide] = {
     "on-off": _on_off,
     "equal-band": _equal_band,
     "full-power": _full_power,
+    "error-unaware": _unaware,
     "large": _fixed(lambda possible, rng: _extreme(possible, largest=True)),
     "small": _fixed(lambda possible, rng: _extreme(possible, largest=False)),
     "random": _fixed(_random_module),

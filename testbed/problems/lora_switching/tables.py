@@ -85,3 +85,6 @@ class BoundSpec(InstanceSpec):
     smoothness: float = Field(1.0, gt=0, description="L")
     convexity: float | None = Field(None, gt=0, description="mu of the PL condition, at most L; without it if absent")
     initial_gap: float = Field(1.0, ge=0, description="F(theta_0) - F*")
+    generalisation: float = Field(
+        0.0, ge=0, description="lambda_g of the penalty lambda_g sqrt(d_m / n) of large modules; ordinal, no risk"
+    )

@@ -30,8 +30,8 @@ class Clients:
         weight: w_n, adding up to one, shape [num_clients].
         compute_s: Tc_n, shape [num_clients].
         gamma_hz: p h / N0, positive, shape [num_clients].
-        payload_bit: S, bits of a whole update.
-        header_bit: h, bits that travel with any update (the bitmap).
+        payload_bit: S, bits of a whole update; one number for all, or shape [num_clients].
+        header_bit: h, bits that travel with any update (the bitmap); likewise.
         corner_share: kappa at the corners of delta, from the least one allowed to 1, shape [num_clients, num_corners].
         corner_residual: delta there, shape [num_clients, num_corners].
     """
@@ -39,8 +39,8 @@ class Clients:
     weight: np.ndarray
     compute_s: np.ndarray
     gamma_hz: np.ndarray
-    payload_bit: float
-    header_bit: float
+    payload_bit: float | np.ndarray
+    header_bit: float | np.ndarray
     corner_share: np.ndarray
     corner_residual: np.ndarray
 

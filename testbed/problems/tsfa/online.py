@@ -95,6 +95,7 @@ def round_clients(
     curves: Sequence[EnergyCurve],
     num_pairs: int,
     least: float,
+    attained: Sequence[float],
 ) -> Clients:
     """The clients of a round, each with a curve of its own.
 
@@ -106,7 +107,9 @@ def round_clients(
         curves: delta_n.
         num_pairs: that may travel; kappa is a multiple of its inverse.
         least: kappa_min.
+        attained: part of R_n at which each client's bytes travel: as if it had so many more of them.
     """
+    slow = 1.0 / np.asarray(attained, np.float64)
     first = Clients.of(
         np.asarray(weights, np.float64), np.asarray(compute_s, np.float64), gamma_hz, *bits, curves[0], 1.0
     )
@@ -115,6 +118,8 @@ def round_clients(
     share = counts / num_pairs if len(counts) > 1 else np.array([1.0, 1.0])
     return replace(
         first,
+        payload_bit=bits[0] * slow,
+        header_bit=bits[1] * slow,
         corner_share=np.broadcast_to(share, (len(curves), len(share))),
         corner_residual=np.stack([curve(share) for curve in curves]),
     )
@@ -194,9 +199,7 @@ def sparse_payload(
             kept = max(int(share * rank + 1e-9), 1) / whole
             return Payload(kind, kept, error_feedback, part, "separate")
         case "pairs" | "random":
-            pairs = RankPairs.of(layout)
-            active = pairs.num_values[active_pairs(pairs, rank)].sum() / pairs.num_values.sum()
-            return Payload(kind, float(share * active), error_feedback, part, selection)
+            return Payload(kind, share, error_feedback, part, selection)
 
 
 def _values_within(num_values: int, share: float) -> int:

@@ -78,11 +78,15 @@ def _allocated(clients: Clients, total_hz: float, latency_s: np.ndarray, *, tole
     # [num, num_clients, 1]
     window_s = (latency_s[:, None] - clients.compute_s)[..., None]
     gamma_hz, weight = clients.gamma_hz[:, None], clients.weight[:, None]
-    bits = clients.corner_share * clients.payload_bit + clients.header_bit
+    # [num_clients, 1]
+    payload_bit, header_bit = (
+        np.broadcast_to(one, clients.weight.shape)[:, None] for one in (clients.payload_bit, clients.header_bit)
+    )
+    bits = clients.corner_share * payload_bit + header_bit
     # b at the corners, [num, num_clients, num_corners]; beyond the band is beyond reach
     corner_hz = np.minimum(bandwidth_for_hz(bits / window_s, gamma_hz), 4.0 * total_hz)
     slope = -np.diff(clients.corner_residual) / np.maximum(np.diff(clients.corner_share), 1e-300)
-    worth = weight * slope * window_s / clients.payload_bit
+    worth = weight * slope * window_s / payload_bit
     lowest_hz = np.maximum(corner_hz, 1e-9 * total_hz)
     # what a hertz is worth at both ends of each piece, falling along the pieces
     first = worth * shared_rate_slope(lowest_hz[..., :-1], gamma_hz)

@@ -16,13 +16,14 @@ import numpy as np
 
 from nodes import corpus
 from nodes.hub import hub_may_answer
-from nodes.partition import partition
+from nodes.partition import dealt_alike, partition
 from nodes.templates import TEMPLATES, Example, Row
 from testbed.core.errors import ConfigError
 from testbed.core.specs import DataSpec
 
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".csv.gz")
 _PARTITION_DRAW, _TRAIN_DRAW, _TEST_DRAW = 1, 2, 3
+_TEST_PARTITION_DRAW = 6
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,13 @@ class Dataset:
         train: training examples.
         test: held-out examples, not dealt to nodes.
         shares: one ascending array of training row numbers per node.
+        test_shares: the same of held-out rows: each class is dealt as its training rows are.
     """
 
     train: tuple[Example, ...]
     test: tuple[Example, ...]
     shares: tuple[np.ndarray, ...]
+    test_shares: tuple[np.ndarray, ...] = ()
 
 
 def load(spec: DataSpec, num_nodes: int, seed: int) -> Dataset:
@@ -62,16 +65,23 @@ def load(spec: DataSpec, num_nodes: int, seed: int) -> Dataset:
                 f"split {split!r} has no rows", file=spec.source, key="data", remedy="give another source"
             )
     template = TEMPLATES[spec.template]
-    examples = tuple(template(row) for row in train)
+    examples, held_out = (tuple(template(row) for row in rows) for rows in (train, test))
+    labels, test_labels = (
+        [_class(row, example) for row, example in zip(rows, made, strict=True)]
+        for rows, made in ((train, examples), (test, held_out))
+    )
+    sources, test_sources = ([row.get("source") for row in rows] for rows in (train, test))
     shares = partition(
         spec.partition,
         num_nodes,
         len(train),
         np.random.default_rng([seed, _PARTITION_DRAW]),
-        labels=[_class(row, example) for row, example in zip(train, examples, strict=True)],
-        sources=[row.get("source") for row in train],
+        labels=labels,
+        sources=sources,
     )
-    return Dataset(train=examples, test=tuple(template(row) for row in test), shares=tuple(shares))
+    classes, test_classes = (sources, test_sources) if spec.partition.kind == "source" else (labels, test_labels)
+    test_shares = dealt_alike(shares, classes, test_classes, np.random.default_rng([seed, _TEST_PARTITION_DRAW]))
+    return Dataset(train=examples, test=held_out, shares=tuple(shares), test_shares=tuple(test_shares))
 
 
 def _class(row: Row, example: Example) -> Any:

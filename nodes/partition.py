@@ -70,6 +70,43 @@ def partition(
     return [np.sort(share) for share in shares]
 
 
+def dealt_alike(
+    shares: Sequence[np.ndarray],
+    classes: Sequence[object],
+    held_out: Sequence[object],
+    rng: np.random.Generator,
+) -> list[np.ndarray]:
+    """Deal held-out rows as the training rows are dealt: of each class, a node gets the same part.
+
+    What does not divide goes to the largest remainders. Rows of a class that no training row has are dealt by the
+    nodes' total. A node may get none where held-out rows are few.
+
+    Args:
+        shares: training rows of each node, as `partition` gave them.
+        classes: class of every training row; None where it has none.
+        held_out: class of every held-out row.
+        rng: draws which row goes where.
+
+    Returns:
+        One ascending index array per node; together they hold each held-out row once.
+    """
+    of_train, of_test = (np.array([repr(value) for value in values]) for values in (classes, held_out))
+    total = np.array([len(share) for share in shares], np.float64)
+    pieces: list[list[np.ndarray]] = [[] for _ in shares]
+    for name in dict.fromkeys(of_test.tolist()):
+        rows = rng.permutation(np.flatnonzero(of_test == name))
+        counts = np.array([np.count_nonzero(of_train[share] == name) for share in shares], np.float64)
+        weights = counts if counts.any() else total
+        wanted = weights / weights.sum() * len(rows)
+        sizes = np.floor(wanted).astype(np.int64)
+        # a remainder of rounding counts as none
+        order = np.argsort(-np.round(wanted - sizes, 9), kind="stable")
+        sizes[order[: len(rows) - int(sizes.sum())]] += 1
+        for piece, part in zip(pieces, np.split(rows, np.cumsum(sizes)[:-1]), strict=True):
+            piece.append(part)
+    return [np.sort(np.concatenate(piece)) for piece in pieces]
+
+
 def _classes(values: Sequence[object] | None, field: str) -> list[np.ndarray]:
     """Rows of each distinct value, the values in the order of their text; numbers in theirs."""
     if values is None or any(value is None for value in values):

@@ -60,6 +60,7 @@ def test_everybody_is_scored_for_itself_and_alignment_is_told(whole: RunResult) 
     assert set(rows[-1]["alignment"]) == {"node-00", "node-01", "node-02"}
     assert rows[-1]["air_time_s"] == 0.0, "alignment sends nothing"
     assert rows[-1]["energy_j"] > 0
+    assert rows[1]["aggregation_error"] < 1e-10, "what stays with its node is no error"
 
 
 def test_no_uplink_speaks_of_what_is_private(whole: RunResult) -> None:

@@ -1,0 +1,93 @@
+"""One node of a process: its devices, the adapter it goes on from, and its update on its way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from nodes.uplink import Uplink
+from testbed.core.adapter import Layout
+from testbed.core.node_devices import NodeDevices
+from testbed.core.orders import WHOLE, Alignment, Part
+from testbed.lora.choice import part_mask
+from testbed.lora.refactor import Stack
+
+
+@dataclass
+class HostedNode:
+    """What a process knows of one of its nodes.
+
+    Attributes:
+        devices: its radio, meter and clock.
+        adapter: what it goes on from, shape [num_values] float32: as published, but for values of its own.
+        rate_hz: its radio's sample rate.
+        uplink: its latest update, and what its payloads left out.
+        folds: what the base weights under its adapter have been given.
+        reference: its policy before its first alignment, shape [num_values]; None before that.
+    """
+
+    devices: NodeDevices
+    adapter: np.ndarray
+    rate_hz: float
+    uplink: Uplink
+    folds: tuple[Stack, ...] = ()
+    reference: np.ndarray | None = None
+
+    def take(self, vector: np.ndarray, layout: Layout, *, keep: bool) -> np.ndarray:
+        """What training made is the update to be sent from now on; the node goes on from there if it keeps.
+
+        Args:
+            vector: trained adapter, shape [num_values].
+            layout: its order.
+            keep: as of `testbed.core.orders.Work`.
+
+        Returns:
+            the update, shape [num_values].
+        """
+        update = vector - self.adapter
+        self.uplink.trained(update, self.adapter, layout)
+        if keep:
+            self.adapter = vector
+        return update
+
+    def published(self, adapter: np.ndarray, layout: Layout, part: Part) -> np.ndarray:
+        """What the node goes on from after a broadcast; its other values stay.
+
+        Args:
+            adapter: that was broadcast, shape [num_values].
+            layout: its order.
+            part: values that the node takes over.
+        """
+        return adapter if part == WHOLE else np.where(part_mask(layout, part), adapter, self.adapter)
+
+    def leash(self, objective: Alignment) -> np.ndarray:
+        """The policy that an alignment holds to, shape [num_values]; the first one is remembered."""
+        if objective.reference == "start":
+            return self.adapter
+        if self.reference is None:
+            self.reference = self.adapter
+        return self.reference
+
+    def own_values(self, layout: Layout, shared: Part | None) -> Iterator[tuple[str, np.ndarray]]:
+        """The arrays of `testbed.core.messages.Own`."""
+        own = _own(layout, shared)
+        yield "own", self.adapter[own]
+        if self.reference is not None:
+            yield "reference", self.reference[own]
+
+    def give_back(self, arrays: Mapping[str, np.ndarray], layout: Layout, shared: Part | None) -> None:
+        """Take back what `own_values` gave, in a process that has the shared values already."""
+        own = _own(layout, shared)
+        self.adapter = self.adapter.copy()
+        self.adapter[own] = arrays["own"]
+        if "reference" in arrays:
+            # what is shared rests while nodes align for themselves
+            self.reference = self.adapter.copy()
+            self.reference[own] = arrays["reference"]
+
+
+def _own(layout: Layout, shared: Part | None) -> np.ndarray:
+    """Which values are a node's own, bool, shape [layout.size]."""
+    return np.ones(layout.size, bool) if shared is None else ~part_mask(layout, shared)

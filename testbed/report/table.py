@@ -75,7 +75,10 @@ def columns(rows: Sequence[Row]) -> list[Column]:
         return "-" if row["accuracy"] is None else f"{100 * row['accuracy']:.1f}"
 
     def resent(row: Row) -> str:
-        return "-" if row.get("packets") is None else f"{max(row['transmissions'] - row['packets'], 0)}/{row['packets']}"
+        if row.get("packets") is None:
+            return "-"
+        # a deadline may end sending before every packet was sent once
+        return f"{max(row['transmissions'] - row['packets'], 0)}/{row['packets']}"
 
     def figure(key: str) -> Callable[[Row], str]:
         return lambda row: number(row[key])

@@ -179,7 +179,9 @@ class Study:
     def ratio(self, mine: Mapping[int, float], other: Mapping[int, float]) -> Estimate:
         """Geometric mean of the ratio, seed by seed."""
         both = [seed for seed in mine if seed in other and mine[seed] > 0 and other[seed] > 0]
-        return Estimate.of([math.log(mine[seed] / other[seed]) for seed in both]).exp()
+        found = Estimate.of([math.log(mine[seed] / other[seed]) for seed in both])
+        # one seed has no interval, in logarithms or otherwise
+        return Estimate(math.exp(found.mean), -math.inf, math.inf) if len(both) == 1 else found.exp()
 
 
 def final_loss(one: Finished) -> float:

@@ -39,6 +39,7 @@ def test_ratios_are_taken_seed_by_seed() -> None:
     ratio = one.ratio(one.until(IDEAL, seconds), one.until(FEDIT, seconds))
     # 10 / 4 and 10 / 8
     assert ratio.mean == pytest.approx(math.sqrt(2.5 * 1.25))
+    assert one.ratio({1: 3.0}, {1: 2.0}) == Estimate(pytest.approx(1.5), -math.inf, math.inf)
     assert one.apart({1: 3.0, 2: 5.0}, {1: 1.0, 2: 1.0, 3: 9.0}).mean == pytest.approx(3.0)
 
 

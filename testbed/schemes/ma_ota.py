@@ -46,7 +46,7 @@ from testbed.core.units import from_db
 from testbed.phy.aperture import Aperture
 from testbed.phy.field_model import PathField
 from testbed.problems.analogue_order import analogue_order
-from testbed.problems.ma_ota.decision import Decision, Manner, decide
+from testbed.problems.ma_ota.decision import Decision, Manner, check_concurrency, decide
 from testbed.problems.ma_ota.plan import PlanSpec
 from testbed.problems.ma_ota.schedule import Schedule
 from testbed.problems.ma_ota.selection import Criterion, jain, update_queues
@@ -122,6 +122,7 @@ class MaOta(Scheme[MaOtaState]):
     )
 
     def start(self, fleet: Fleet, adapter: Adapter) -> MaOtaState:
+        check_concurrency(self.concurrency, len(fleet.nodes))
         nothing = np.zeros(len(fleet.nodes))
         if self.plan is not None:
             # a budget that no channel could meet is refused before anything moves or radiates
@@ -176,10 +177,8 @@ class MaOta(Scheme[MaOtaState]):
             if node.paths is not None
         }
         moves = bool(array.movable.any()) and self.placement not in ("fixed", "stay") and len(known) < len(fleet.nodes)
-        visits = self.visits if moves else 1
-        survey, sounding = yield from visit_layouts(
-            array, state.positions_m, visits, rng, num_pilots=self.num_pilots, moves=moves
-        )
+        visits, here_m = self.visits if moves else 1, state.positions_m
+        survey, sounding = yield from visit_layouts(array, here_m, visits, rng, num_pilots=self.num_pilots, moves=moves)
         for name in fleet.names:
             if name not in known and (fit := survey.fit(name, fleet.wavelength_m, self.max_paths)) is not None:
                 known[name] = fit.field

@@ -144,11 +144,10 @@ def test_k_boards_at_a_time_and_missed_turns_are_made_up_for() -> None:
     assert np.mean(selfish.combined) > np.mean(fair.combined)
 
 
-def test_more_boards_than_there_are_means_all() -> None:
-    fleet = fleet_of(3)
-    bench = bench_of(fleet, 0)
-    played(MaOta(concurrency=8, placement="fixed"), bench, fleet)
-    assert bench.sent() == [["n0", "n1", "n2"]]
+def test_more_boards_at_once_than_there_are_is_refused() -> None:
+    with pytest.raises(ConfigError, match="8 nodes are to send at once, the bench has 3") as caught:
+        MaOta(concurrency=8).start(fleet_of(3), ADAPTER)
+    assert caught.value.key == "scheme.concurrency"
 
 
 def test_antennas_stay_where_moving_is_not_worth_it() -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from testbed.core.errors import ConfigError
 from testbed.phy.aperture import Aperture, PathSet
 from testbed.phy.field_model import PathField
 from testbed.phy.ports import nearest_assignment
@@ -65,6 +66,16 @@ class Manner:
     screened: int = 2
     least_rise: float = 1.0
     position_std_m: float = 0.0
+
+
+def check_concurrency(concurrency: int | None, num_clients: int) -> None:
+    """Raises ConfigError where more clients are to send at once than there are."""
+    if concurrency is not None and concurrency > num_clients:
+        raise ConfigError(
+            f"{concurrency} nodes are to send at once, the bench has {num_clients}",
+            key="scheme.concurrency",
+            remedy=f"choose at most {num_clients}, or leave it out for any number",
+        )
 
 
 def decide(

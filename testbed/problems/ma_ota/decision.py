@@ -19,7 +19,7 @@ from testbed.phy.field_model import PathField
 from testbed.phy.ports import nearest_assignment
 from testbed.problems.ma_ota.placements import PLACERS
 from testbed.problems.ma_ota.selection import Criterion, rank
-from testbed.problems.ma_ota.selectors import SELECTORS
+from testbed.problems.ma_ota.selectors import choose
 from testbed.problems.ma_ota.survey import robust_gain
 from testbed.problems.multicast import multicast
 
@@ -51,7 +51,7 @@ class Manner:
 
     Attributes:
         concurrency: K, clients at a time; any number if None.
-        selection: "exact", or one of `SELECTORS`.
+        selection: "exact", or one of `selectors.SELECTORS`.
         placement: one of `PLACERS`, or "stay".
         num_starts: of the placement.
         screened: sets for which antennas are placed before the best is taken.
@@ -137,5 +137,5 @@ def _candidates(
     if manner.selection == "exact":
         kept = manner.screened if manner.placement != "stay" else 1
         return [found.selected for found in rank(criterion, channel, manner.concurrency, kept=kept).point]
-    chosen = SELECTORS[manner.selection](criterion, channel, manner.concurrency, rng, turn=turn)
+    chosen = choose(manner.selection, criterion, channel, manner.concurrency, rng, turn=turn)
     return [chosen] if chosen else []

@@ -18,7 +18,6 @@ is never selected.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
 
 import numpy as np
 
@@ -36,41 +35,31 @@ _COOLING = 0.9
 _TRIED = 8
 
 
-class Selector(Protocol):
-    """A way to choose the clients that send at once."""
+class Clients:
+    """Whom a method chooses from, and what sets of them are worth; every score is computed once.
 
-    def __call__(
+    Attributes:
+        criterion: what sets are judged by.
+        channel: auxiliary channels at the antennas' places, shape [num_antennas, num_clients].
+        concurrency: K; any size if None.
+        rng: draws, where the method draws.
+        turn: number of the round, where the method goes by turns.
+        spatial: sqrt(P_m) h_m / nu_m, the shape of the channels.
+        norms: of these, shape [num_clients].
+        heard: clients whose channel is not zero, ascending.
+    """
+
+    def __init__(
         self,
         criterion: Criterion,
         channel: np.ndarray,
         concurrency: int | None,
         rng: np.random.Generator,
-        *,
         turn: int = 0,
         gain: Gain | None = None,
-    ) -> tuple[int, ...]:
-        """Indices of the selected clients, ascending; empty where nobody is heard, or fewer than K are.
-
-        Args:
-            criterion: what sets are judged by.
-            channel: auxiliary channels at the antennas' places, shape [num_antennas, num_clients].
-            concurrency: K; any size if None.
-            rng: draws, where the method draws.
-            turn: number of the round, where the method goes by turns.
-            gain: q_S of a set; the best combiner for `channel` if None. With a gain that moves the antennas for every
-                set the methods select for that.
-
-        Raises:
-            ValueError: shapes do not fit, a channel is not finite, or K is below 1.
-        """
-        ...
-
-
-class _Judge:
-    """Scores of sets, each computed once."""
-
-    def __init__(self, criterion: Criterion, channel: np.ndarray, concurrency: int | None, gain: Gain | None) -> None:
+    ) -> None:
         self.criterion, self.channel = criterion, np.asarray(channel, np.complex128)
+        self.concurrency, self.rng, self.turn = concurrency, rng, turn
         if self.channel.ndim != 2 or self.channel.shape[1] != len(criterion.weights):
             raise ValueError(f"{len(criterion.weights)} weights do not go with channels of shape {self.channel.shape}")
         self.spatial = self.channel * criterion.weights
@@ -80,7 +69,6 @@ class _Judge:
         self.heard = np.flatnonzero(self.norms > 0)
         if concurrency is not None and concurrency < 1:
             raise ValueError(f"concurrency is {concurrency}; at least one client has to send")
-        self.enough = len(self.heard) >= (concurrency or 1)
         self._gain = gain or self._combined
         self._scores: dict[tuple[int, ...], float] = {}
 
@@ -103,7 +91,12 @@ class _Judge:
         return self.heard[np.argsort(-self.norms[self.heard], kind="stable")]
 
 
-def select_all(
+Selector = Callable[[Clients], tuple[int, ...]]
+"""A way to choose the clients that send at once: their indices, ascending. At least K of them are heard."""
+
+
+def choose(
+    name: str,
     criterion: Criterion,
     channel: np.ndarray,
     concurrency: int | None,
@@ -112,194 +105,131 @@ def select_all(
     turn: int = 0,
     gain: Gain | None = None,
 ) -> tuple[int, ...]:
-    """Everybody who is heard, whatever K is. See `Selector`."""
-    return _ascending(_Judge(criterion, channel, None, gain).heard)
+    """The clients that send at once, by a method of `SELECTORS`.
+
+    Args:
+        name: of the method.
+        criterion, channel, concurrency, rng, turn: as of `Clients`.
+        gain: q_S of a set; the best combiner for `channel` if None. With a gain that moves the antennas for every set
+            the methods select for that.
+
+    Returns:
+        indices, ascending; empty where nobody is heard, or fewer than K are.
+
+    Raises:
+        ValueError: shapes do not fit, a channel is not finite, or K is below 1.
+    """
+    clients = Clients(criterion, channel, None if name in WITHOUT_K else concurrency, rng, turn, gain)
+    return SELECTORS[name](clients) if len(clients.heard) >= (clients.concurrency or 1) else ()
 
 
-def top_one(
-    criterion: Criterion,
-    channel: np.ndarray,
-    concurrency: int | None,
-    rng: np.random.Generator,
-    *,
-    turn: int = 0,
-    gain: Gain | None = None,
-) -> tuple[int, ...]:
-    """The client with the strongest channel alone, whatever K is. See `Selector`."""
-    return _ascending(_Judge(criterion, channel, None, gain).strongest()[:1])
+def select_all(clients: Clients) -> tuple[int, ...]:
+    """Everybody who is heard, whatever K is."""
+    return _ascending(clients.heard)
 
 
-def strongest(
-    criterion: Criterion,
-    channel: np.ndarray,
-    concurrency: int | None,
-    rng: np.random.Generator,
-    *,
-    turn: int = 0,
-    gain: Gain | None = None,
-) -> tuple[int, ...]:
-    """The K clients with the strongest channels; for a free K the best number of them. See `Selector`."""
-    judge = _Judge(criterion, channel, concurrency, gain)
-    if not judge.enough:
-        return ()
-    order = judge.strongest()
-    sizes = range(1, len(order) + 1) if concurrency is None else (concurrency,)
-    return judge.best([_ascending(order[:size]) for size in sizes])
+def top_one(clients: Clients) -> tuple[int, ...]:
+    """The client with the strongest channel alone, whatever K is."""
+    return _ascending(clients.strongest()[:1])
 
 
-def random_choice(
-    criterion: Criterion,
-    channel: np.ndarray,
-    concurrency: int | None,
-    rng: np.random.Generator,
-    *,
-    turn: int = 0,
-    gain: Gain | None = None,
-) -> tuple[int, ...]:
-    """K clients at random; for a free K a random number of them. See `Selector`."""
-    judge = _Judge(criterion, channel, concurrency, gain)
-    if not judge.enough:
-        return ()
-    size = int(rng.integers(1, len(judge.heard) + 1)) if concurrency is None else concurrency
-    return _ascending(rng.choice(judge.heard, size, replace=False))
+def strongest(clients: Clients) -> tuple[int, ...]:
+    """The K clients with the strongest channels; for a free K the best number of them."""
+    order = clients.strongest()
+    sizes = range(1, len(order) + 1) if clients.concurrency is None else (clients.concurrency,)
+    return clients.best([_ascending(order[:size]) for size in sizes])
 
 
-def round_robin(
-    criterion: Criterion,
-    channel: np.ndarray,
-    concurrency: int | None,
-    rng: np.random.Generator,
-    *,
-    turn: int = 0,
-    gain: Gain | None = None,
-) -> tuple[int, ...]:
+def random_choice(clients: Clients) -> tuple[int, ...]:
+    """K clients at random; for a free K a random number of them."""
+    size = int(clients.rng.integers(1, len(clients.heard) + 1)) if clients.concurrency is None else clients.concurrency
+    return _ascending(clients.rng.choice(clients.heard, size, replace=False))
+
+
+def round_robin(clients: Clients) -> tuple[int, ...]:
     """The next K clients, one for a free K: those with the longest queues, or where none are kept in their order.
 
-    Round t then begins after the last one of round t - 1. See `Selector`.
+    Round t then begins after the last one of round t - 1.
     """
-    judge = _Judge(criterion, channel, concurrency, gain)
-    if not judge.enough:
-        return ()
-    size = concurrency or 1
-    if criterion.queues is not None:
-        waiting = np.asarray(criterion.queues, np.float64)[judge.heard]
-        return _ascending(judge.heard[np.argsort(-waiting, kind="stable")[:size]])
-    places = (turn * size + np.arange(size)) % len(judge.heard)
-    return _ascending(judge.heard[places])
+    size = clients.concurrency or 1
+    if clients.criterion.queues is not None:
+        waiting = np.asarray(clients.criterion.queues, np.float64)[clients.heard]
+        return _ascending(clients.heard[np.argsort(-waiting, kind="stable")[:size]])
+    places = (clients.turn * size + np.arange(size)) % len(clients.heard)
+    return _ascending(clients.heard[places])
 
 
-def gsds(
-    criterion: Criterion,
-    channel: np.ndarray,
-    concurrency: int | None,
-    rng: np.random.Generator,
-    *,
-    turn: int = 0,
-    gain: Gain | None = None,
-) -> tuple[int, ...]:
+def gsds(clients: Clients) -> tuple[int, ...]:
     """Greedy spatial device selection.
 
     S_1 holds the strongest channel; S_{k+1} = S_k and the client with the largest ||P_k h_m||, P_k the projection on
-    the span of the channels in S_k. The set of size K, or the one with the smallest score. See `Selector`.
+    the span of the channels in S_k. The set of size K, or the one with the smallest score.
 
     Reference:
         arXiv 2302.14336.
     """
-    judge = _Judge(criterion, channel, concurrency, gain)
-    if not judge.enough:
-        return ()
-    chosen = [int(judge.strongest()[0])]
-    basis = np.zeros((len(judge.channel), 0), np.complex128)
+    chosen = [int(clients.strongest()[0])]
+    basis = np.zeros((len(clients.channel), 0), np.complex128)
     sets = [_ascending(chosen)]
-    while len(chosen) < (concurrency or len(judge.heard)):
-        newest = judge.spatial[:, chosen[-1]] / judge.norms[chosen[-1]]
+    while len(chosen) < (clients.concurrency or len(clients.heard)):
+        newest = clients.spatial[:, chosen[-1]] / clients.norms[chosen[-1]]
         rest_of_newest = newest - basis @ (basis.conj().T @ newest)
         length = float(np.linalg.norm(rest_of_newest))
         if length > 1e-9:
             basis = np.column_stack([basis, rest_of_newest / length])
-        rest = np.setdiff1d(judge.heard, chosen)
-        within = np.linalg.norm(basis.conj().T @ judge.spatial[:, rest], axis=0)
+        rest = np.setdiff1d(clients.heard, chosen)
+        within = np.linalg.norm(basis.conj().T @ clients.spatial[:, rest], axis=0)
         chosen.append(int(rest[int(np.argmax(within))]))
         sets.append(_ascending(chosen))
-    return sets[-1] if concurrency is not None else judge.best(sets)
+    return sets[-1] if clients.concurrency is not None else clients.best(sets)
 
 
-def adsbf(
-    criterion: Criterion,
-    channel: np.ndarray,
-    concurrency: int | None,
-    rng: np.random.Generator,
-    *,
-    turn: int = 0,
-    gain: Gain | None = None,
-) -> tuple[int, ...]:
+def adsbf(clients: Clients) -> tuple[int, ...]:
     """Alternating device selection and beamforming, from the combiner that serves everybody.
 
     S <- the best set for f (for a free K a prefix of the clients in the order of |f^H h~_m|),
-    f <- the best combiner for S, until the score settles. See `Selector`.
+    f <- the best combiner for S, until the score settles.
 
     Reference:
         arXiv 2302.14336.
     """
-    judge = _Judge(criterion, channel, concurrency, gain)
-    if not judge.enough:
-        return ()
-    members = _ascending(judge.heard)
-    visited: list[tuple[int, ...]] = [members] if concurrency in (None, len(members)) else []
+    members = _ascending(clients.heard)
+    visited: list[tuple[int, ...]] = [members] if clients.concurrency in (None, len(members)) else []
     for _ in range(_ROUNDS):
-        combiner = multicast(judge.channel[:, list(members)]).point
-        members = _for_combiner(judge, np.abs(combiner.conj() @ judge.channel) ** 2, concurrency)
+        combiner = multicast(clients.channel[:, list(members)]).point
+        members = _for_combiner(clients, np.abs(combiner.conj() @ clients.channel) ** 2)
         if members in visited:
             break
         visited.append(members)
-    return judge.best(visited)
+    return clients.best(visited)
 
 
-def gibbs(
-    criterion: Criterion,
-    channel: np.ndarray,
-    concurrency: int | None,
-    rng: np.random.Generator,
-    *,
-    turn: int = 0,
-    gain: Gain | None = None,
-) -> tuple[int, ...]:
+def gibbs(clients: Clients) -> tuple[int, ...]:
     """Gibbs sampling: the next set is drawn from the present one and its neighbours, P(S) ~ exp(-score(S) / T).
 
     Neighbours differ by one client; with a fixed K by an exchange of one. It begins with everybody (the K strongest),
     the temperature T at the spread of the first neighbourhood's scores, and cools by 0.9 each of 50 times. The best set
-    that was looked at. See `Selector`.
+    that was looked at.
 
     Reference:
         arXiv 2011.10282.
     """
-    judge = _Judge(criterion, channel, concurrency, gain)
-    if not judge.enough:
-        return ()
-    present = _ascending(judge.heard if concurrency is None else judge.strongest()[:concurrency])
+    present = _ascending(clients.heard if clients.concurrency is None else clients.strongest()[: clients.concurrency])
     best, temperature = present, 0.0
     for sample in range(_SAMPLES):
-        tried = [present, *_neighbours(present, judge.heard, concurrency)]
-        scores = np.array([judge.score(members) for members in tried])
-        best = judge.best([best, tried[int(scores.argmin())]])
+        tried = [present, *_neighbours(present, clients.heard, clients.concurrency)]
+        scores = np.array([clients.score(members) for members in tried])
+        best = clients.best([best, tried[int(scores.argmin())]])
         if sample == 0:
             temperature = max(float(np.ptp(scores[np.isfinite(scores)])), 1e-300)
         chances = np.exp(-(scores - scores.min()) / temperature)
-        present = tried[int(rng.choice(len(tried), p=chances / chances.sum()))]
+        present = tried[int(clients.rng.choice(len(tried), p=chances / chances.sum()))]
         temperature *= _COOLING
     return best
 
 
-def difference_of_convex(
-    criterion: Criterion,
-    channel: np.ndarray,
-    concurrency: int | None,
-    rng: np.random.Generator,
-    *,
-    turn: int = 0,
-    gain: Gain | None = None,
-) -> tuple[int, ...]:
-    """Sparse slacks by differences of convex functions; see `dc_selection`. See `Selector`.
+def difference_of_convex(clients: Clients) -> tuple[int, ...]:
+    """Sparse slacks by differences of convex functions; see `dc_selection`.
 
     The combiners that it ends with offer a set each, as in `adsbf`; the eight that are best with these combiners are
     judged with the best combiner for the set.
@@ -307,48 +237,38 @@ def difference_of_convex(
     Reference:
         arXiv 1812.11750.
     """
-    judge = _Judge(criterion, channel, concurrency, gain)
-    if not judge.enough:
-        return ()
     offered: dict[tuple[int, ...], float] = {}
-    for combiner in dc_candidates(judge.channel[:, judge.heard], concurrency):
-        gains = np.abs(combiner.conj() @ judge.channel) ** 2
-        members = _for_combiner(judge, gains, concurrency)
-        score = criterion.judge(members, float(gains[list(members)].min()))[1]
+    for combiner in dc_candidates(clients.channel[:, clients.heard], clients.concurrency):
+        gains = np.abs(combiner.conj() @ clients.channel) ** 2
+        members = _for_combiner(clients, gains)
+        score = clients.criterion.judge(members, float(gains[list(members)].min()))[1]
         offered[members] = min(score, offered.get(members, np.inf))
-    return judge.best(sorted(offered, key=lambda members: offered[members])[:_TRIED])
+    return clients.best(sorted(offered, key=lambda members: offered[members])[:_TRIED])
 
 
-def exact(
-    criterion: Criterion,
-    channel: np.ndarray,
-    concurrency: int | None,
-    rng: np.random.Generator,
-    *,
-    turn: int = 0,
-    gain: Gain | None = None,
-) -> tuple[int, ...]:
-    """The best set, by `selection.select`; the present places of the antennas count, not `gain`. See `Selector`."""
-    return select(criterion, channel, concurrency).point.selected
+def exact(clients: Clients) -> tuple[int, ...]:
+    """The best set, by `selection.select`; the present places of the antennas count, not `gain`."""
+    return select(clients.criterion, clients.channel, clients.concurrency).point.selected
 
 
-def _for_combiner(judge: _Judge, gains: np.ndarray, concurrency: int | None) -> tuple[int, ...]:
+def _for_combiner(clients: Clients, gains: np.ndarray) -> tuple[int, ...]:
     """The best set for a combiner that hears the clients with these gains.
 
     With a fixed K and a weakest gain that must be kept, the K clients with most data are the best; every client's gain
     is tried for the weakest. Exact for Phi; queues only judge between these sets.
     """
-    criterion = judge.criterion
-    if concurrency is None and (criterion.queues is None or criterion.fairness == 0.0):
-        return best_prefix(criterion, gains)
-    order = judge.heard[np.argsort(-gains[judge.heard], kind="stable")]
-    if concurrency is None:
+    if clients.concurrency is None and (clients.criterion.queues is None or clients.criterion.fairness == 0.0):
+        return best_prefix(clients.criterion, gains)
+    order = clients.heard[np.argsort(-gains[clients.heard], kind="stable")]
+    if clients.concurrency is None:
         sets = [_ascending(order[:size]) for size in range(1, len(order) + 1)]
     else:
-        weights = np.asarray(criterion.weights, np.float64)
-        offers = [order[:size] for size in range(concurrency, len(order) + 1)]
-        sets = [_ascending(offer[np.argsort(-weights[offer], kind="stable")[:concurrency]]) for offer in offers]
-    return min(sets, key=lambda members: criterion.judge(members, float(gains[list(members)].min()))[1])
+        weights = np.asarray(clients.criterion.weights, np.float64)
+        offers = [order[:size] for size in range(clients.concurrency, len(order) + 1)]
+        sets = [
+            _ascending(offer[np.argsort(-weights[offer], kind="stable")[: clients.concurrency]]) for offer in offers
+        ]
+    return min(sets, key=lambda members: clients.criterion.judge(members, float(gains[list(members)].min()))[1])
 
 
 def _neighbours(members: tuple[int, ...], heard: np.ndarray, concurrency: int | None) -> list[tuple[int, ...]]:
@@ -376,3 +296,6 @@ SELECTORS: Mapping[str, Selector] = {
     "dc": difference_of_convex,
 }
 """Name -> selection."""
+
+WITHOUT_K = frozenset({"all", "top-one"})
+"""Selections that do not go by K."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.stats import t as student
@@ -18,7 +19,11 @@ REFERENCE = "error-free FedAvg"
 SHARE = 0.9
 """Of the way of error-free FedAvg, in logarithms, that leads to the target."""
 CONFIDENCE = 0.95
-COSTS = {"rounds": lambda row: 1.0, "seconds": lambda row: row["latency_s"], "joules": lambda row: row["energy_j"]}
+COSTS: Mapping[str, Callable[[Mapping[str, Any]], float]] = {
+    "rounds": lambda row: 1.0,
+    "seconds": lambda row: row["latency_s"],
+    "joules": lambda row: row["energy_j"],
+}
 
 
 @dataclass(frozen=True)
@@ -167,7 +172,7 @@ def print_tables(study: Study) -> None:
             )
 
 
-def _table(study: Study, number: int, value, *, with_all: bool) -> None:
+def _table(study: Study, number: int, value: Callable[[str, int, float], Estimate], *, with_all: bool) -> None:
     print(f"{'':24}" + "".join(f"{f'{snr_db:g} dB':>26}" for snr_db in study.snrs_db))
     for method in study.methods:
         if method not in study.selecting and not with_all:

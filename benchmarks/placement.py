@@ -237,7 +237,8 @@ def growth(instances: int, seed: int) -> dict[str, tuple[list[int], list[float]]
     for name, sizes in (("N", [2, 4, 8, 12, 16]), ("K", [1, 2, 4, 8, 12]), ("L", [1, 2, 6, 12, 24])):
         for method in ("pdd", "sca"):
             held = {"N": NUM_ANTENNAS, "K": NUM_NODES, "L": NUM_PATHS}
-            costs = [1e3 * cost(*{**held, name: size}.values(), instances, seed, method) for size in sizes]
+            shapes = [{**held, name: size} for size in sizes]
+            costs = [1e3 * cost(one["N"], one["K"], one["L"], instances, seed, method) for one in shapes]
             print(f"{method}  {name} = " + "   ".join(f"{a}: {b:.0f}" for a, b in zip(sizes, costs, strict=True)))
             curves[f"{method}, {name}"] = (sizes, costs)
     return curves

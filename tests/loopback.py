@@ -49,7 +49,11 @@ class LocalLink:
         for name, (message, arrays) in requests.items():
             self.asked.append(message)
             if name not in self.deaf:
-                self._worker.say = lambda answer, arrays, name=name: answers.update({name: Packet(answer, arrays)})
+
+                def say(answer: Message, arrays: Mapping[str, np.ndarray], name: str = name) -> None:
+                    answers[name] = Packet(answer, arrays)
+
+                self._worker.say = say
                 self._worker.answer(Packet(message, arrays))
         return answers
 

@@ -305,8 +305,10 @@ class GrblPort:
             )
         try:
             self._link.parent.mkdir(parents=True, exist_ok=True)
-            self._link.unlink(missing_ok=True)
-            self._link.symlink_to(os.ttyname(self._slave))
+            following = self._link.with_name(self._link.name + ".new")
+            following.unlink(missing_ok=True)
+            following.symlink_to(os.ttyname(self._slave))
+            following.replace(self._link)  # at once: who opens the link finds the old terminal or the new one
         except OSError as error:
             raise ConfigError(
                 f"cannot make the link {self._link} to the terminal: {error.strerror}",

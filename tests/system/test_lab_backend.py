@@ -352,7 +352,7 @@ def test_a_bench_has_one_run_until_it_is_taken_away(lab: Lab, start: Callable[..
     assert until(lambda: first.process.poll() is not None, 30.0), "it was not ended"
     # it is told by a signal, and finds its lease gone: whichever comes first
     assert first.process.returncode in (4, 143)
-    third.reaches("homing")
+    third.reaches("loading")
     assert not first.processes()
     assert ("the lease of bench lab-test was lost" in first.printed) or ("interrupted" in first.printed)
     log = (lab.folder / "leases" / "log.jsonl").read_text().splitlines()

@@ -292,7 +292,7 @@ def test_a_disconnect_breaks_both_wires_and_the_link_leads_to_a_new_terminal(des
     with pytest.raises((serial.SerialException, OSError)):
         ask(terminal, b"?")
     terminal.close()
-    assert str(desk.link.resolve()) == desk.port.pty
+    wait_for(lambda: str(desk.link.resolve()) == desk.port.pty)
     assert ask(desk.open("terminal"), b"?").startswith(b"<Alarm")
     assert ask(desk.open("tcp"), b"?").startswith(b"<Alarm")
 

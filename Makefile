@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DEMO   := runs/demo
 JOBS   ?= 2
-LONG    := campaign digital_learning ma_ota_learning pwff_learning sparsification switching_learning
+LONG    := campaign digital_learning ma_ota_learning prepared_base pwff_learning sparsification switching_learning
 
 # a caller's interpreter settings must not reach into the virtual environment
 unexport PYTHONPATH

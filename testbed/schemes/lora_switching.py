@@ -9,11 +9,12 @@ reconstruction and stand in `testbed.problems.lora_switching`. In every round
     minimise over modules, powers, shares   V Phi + sum_k Q_k e_k,      Q_k <- max(Q_k + e_k - Ebar_k, 0)
 
 with e_k as measured. Our choices besides: modules are nested slices of ranks (their other reading, modules for clusters
-of data, is not built); a round has a computing phase and a sending phase of fixed length; the mean channel gain is an
-average over soundings; G_k^2 is an average of squared update lengths; the share rho of a module comes from the singular
-values of the published adapter. Packets go through the real modem and are repeated until the sending phase ends;
-`link = "outage"` draws losses from the formula instead, for fast sweeps. Where modules have to be trained so many times
-a round, queues Z_m of what is owed add to what an update is worth (C6).
+of data, is not built); a round has a computing phase and a sending phase of fixed length, and a node that was too slow
+rests 1, 3, 7, ... rounds; the mean channel gain is an average over soundings; G_k^2 is an average of squared update
+lengths; the share rho of a module comes from the singular values of the published adapter. Packets go through the real
+modem and are repeated until the sending phase ends; `link = "outage"` draws losses from the formula instead, for fast
+sweeps. Where modules have to be trained so many times a round, queues Z_m of what is owed add to what an update is
+worth (C6).
 """
 
 from __future__ import annotations
@@ -155,7 +156,7 @@ class LoraSwitching(Scheme[SwitchingState]):
             trained = yield from train({name: Work(ranks=rank) for name, rank in chosen.items()})
             used_j += [trained.results[name].joules if name in trained.results else 0.0 for name in names]
             shares = {name: float(slot.share[names.index(name), self.ranks.index(chosen[name])]) for name in chosen}
-            state = replace(state, known=state.known.trained(trained, shares, state.layout.size))
+            state = replace(state, known=state.known.trained(trained, shares, state.layout.size, self.compute_s))
             ready = {name: rank for name, rank in chosen.items() if name in trained.results and name in sounding.nodes}
             if ready:
                 uplinks = slice_uplinks(
@@ -193,13 +194,12 @@ class LoraSwitching(Scheme[SwitchingState]):
     def _model(self, state: SwitchingState, noise_w_hz: float) -> SwitchingModel:
         """Windows, energies and sizes of every node and module."""
         fleet, known = state.fleet, state.known
-        in_time = known.compute_s <= self.compute_s
         shape = (len(fleet.nodes), len(self.ranks))
         return SwitchingModel(
             total_hz=fleet.bandwidth_hz,
             noise_w_hz=noise_w_hz,
             payload_bit=self._payload_bit(state) / self.modem_share,
-            window_s=np.broadcast_to(np.where(in_time, self.upload_s, -1.0)[:, None], shape),
+            window_s=np.broadcast_to(np.where(known.in_time(self.compute_s), self.upload_s, -1.0)[:, None], shape),
             compute_j=np.broadcast_to(known.compute_j[:, None], shape),
             max_power_w=np.array([node.max_power_w for node in fleet.nodes]),
             allowed=np.broadcast_to((known.gain > 0)[:, None] | (known.gain.max() == 0), shape),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,6 +64,7 @@ class Bench:
     noise_w: float = 1e-6
     joules: float = JOULES
     lost: tuple[str, ...] = ()
+    late: Callable[[str, int], bool] = lambda name, training: False
     asked: list[Order] = field(default_factory=list)
 
     def answer(self, order: Order) -> Reply:
@@ -74,7 +76,11 @@ class Bench:
                 channel = np.sqrt(self.gains / 2) * np.ones((2, 1), complex)
                 return Sounding(names, channel, self.noise_w, np.zeros((2, 2)), zero, zero, zero)
             case Train(work=work):
-                return Trained({name: LocalResult(1, 1, 1, 1, 1000, 0.1, 0.2, 3.0, self.joules) for name in work})
+                past = [name for one in self.asked if isinstance(one, Train) for name in one.work]
+                took_s = {name: 10.5 if self.late(name, past.count(name)) else 3.0 for name in work}
+                return Trained(
+                    {name: LocalResult(1, 1, 1, 1, 1000, 0.1, 0.2, took_s[name], self.joules) for name in work}
+                )
             case Collect(uplinks=uplinks):
                 updates, energy_j = {}, {}
                 for name, uplink in uplinks.items():
@@ -204,6 +210,32 @@ def test_boards_that_cannot_compute_in_time_are_refused_before_anything_is_sent(
     with pytest.raises(ConfigError, match="no device finishes any module") as caught:
         LoraSwitching(**{**PLAN, "compute_s": 1.0}).start(fleet_of(), ADAPTER)
     assert caught.value.key == "scheme"
+
+
+def rounds_of(bench: Bench, name: str) -> list[int]:
+    """Rounds, from 1, in which a board trained; each begins with a sounding."""
+    found, index = [], 0
+    for order in bench.asked:
+        index += isinstance(order, Sound)
+        if isinstance(order, Train) and name in order.work:
+            found.append(index)
+    return found
+
+
+def test_a_board_that_was_late_once_gets_another_chance() -> None:
+    """Of its third training, which takes 10.5 s of 10 s, it rests one round."""
+    bench = Bench(np.full(NUM_NODES, 1e-2), late=lambda name, training: name == "n2" and training == 3)
+    state = played(LoraSwitching(**PLAN, policy="unconstrained"), bench, 8)
+    assert rounds_of(bench, "n2") == [1, 2, 3, 5, 6, 7, 8]
+    assert rounds_of(bench, "n1") == list(range(1, 9))
+    assert not state.known.late.any()
+
+
+def test_a_board_that_is_late_every_time_is_asked_ever_more_seldom() -> None:
+    bench = Bench(np.full(NUM_NODES, 1e-2), late=lambda name, training: name == "n2")
+    played(LoraSwitching(**PLAN, policy="unconstrained"), bench, 100)
+    # rests of 1, 3, 7, 15, 31 and 31 rounds
+    assert rounds_of(bench, "n2") == [1, 3, 7, 15, 31, 63, 95]
 
 
 def test_energies_that_no_schedule_keeps_are_refused_before_the_start() -> None:

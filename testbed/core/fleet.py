@@ -57,12 +57,22 @@ class ArrayFacts:
 
 @dataclass(frozen=True)
 class Fleet:
-    """Nodes, antennas and band of one experiment."""
+    """Nodes, antennas and band of one experiment.
+
+    Attributes:
+        nodes: edge boards.
+        array: receive antennas.
+        carrier_hz: centre of the band.
+        bandwidth_hz: of the subcarriers that carry symbols, B.
+        subcarrier_hz: spacing of these subcarriers, of which shares of the band are made; 0 for a band that can be
+            divided at will.
+    """
 
     nodes: tuple[NodeFacts, ...]
     array: ArrayFacts
     carrier_hz: float
     bandwidth_hz: float
+    subcarrier_hz: float = 0.0
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -106,4 +116,5 @@ class Fleet:
             ),
             carrier_hz=bench.carrier_hz,
             bandwidth_hz=bench.bandwidth_hz,
+            subcarrier_hz=bench.sample_rate_hz / bench.waveform.num_subcarriers,
         )

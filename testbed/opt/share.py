@@ -18,6 +18,10 @@ all finish at tau with S(tau) = sum_k phi^-1(a_k / (tau - o_k); g_k) = B. S fall
 found by Newton's method on 1 / S(tau) = 1 / B, which is close to a line, together with all u_k: one logarithm a task
 and step. Where that does not close, a bracket and exact inverses do.
 
+Shares may have bounds, least_k <= b_k, and a rate that no longer grows beyond most_k: phi(min(b, most_k); g_k) is as
+concave as phi. Then sum_k clip(phi^-1(a_k / (tau - o_k); g_k), least_k, most_k) = B, and the last of the ends counts:
+whoever has the most may end later than the others, and whoever has the least earlier.
+
 Every function takes a batch of instances in leading axes.
 
 Reference: S. Boyd, L. Vandenberghe, "Convex Optimization", 2004, sections 3.2.6 (perspective) and 5.5 (prices);
@@ -32,6 +36,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from testbed.opt.bounded_share import bounded_ends
 from testbed.opt.roots import falling_root
 
 _LN2 = math.log(2.0)
@@ -54,7 +59,8 @@ class MinMax:
 
     Attributes:
         value: tau, shape [...]; infinite where no share makes every task end.
-        share: b, shape [..., num_tasks], sums to the total; NaN where the value is infinite.
+        share: b, shape [..., num_tasks], sums to the total, or to less where everybody has the most that is of use;
+            NaN where the value is infinite.
         iterations: Newton steps of the slowest instance.
     """
 
@@ -142,7 +148,14 @@ def ratio_at(level: np.ndarray) -> np.ndarray:
 
 
 def min_max_share(
-    work: np.ndarray, offset: np.ndarray, reach: np.ndarray, total: np.ndarray | float, *, max_steps: int = 40
+    work: np.ndarray,
+    offset: np.ndarray,
+    reach: np.ndarray,
+    total: np.ndarray | float,
+    *,
+    least: np.ndarray | float | None = None,
+    most: np.ndarray | float | None = None,
+    max_steps: int = 40,
 ) -> MinMax:
     """Divide a resource such that the last task ends as early as it can, problem (3).
 
@@ -153,15 +166,26 @@ def min_max_share(
         offset: o, the shape of `work`.
         reach: g, at least 0, the shape of `work`.
         total: B, positive, shape [...] or a scalar.
+        least: smallest shares, at least 0, a scalar or of a shape that broadcasts to that of `work`; none if absent.
+        most: shares beyond which more is of no use, not below the least; likewise.
         max_steps: of Newton's method, before bisection takes over.
 
     Returns:
         value [...], share [..., num_tasks]. Tasks with work end together, at the value; where a task without work ends
-        last, together and not after it.
+        last, together and not after it. With bounds those between them end together, as early as the others leave it to
+        them.
 
     Raises:
         ValueError: shapes differ, no task, or a number out of range.
     """
+    if least is not None or most is not None:
+
+        def divide(*rows: np.ndarray) -> tuple[np.ndarray, int]:
+            found = min_max_share(*rows, max_steps=max_steps)
+            return found.share, found.iterations
+
+        given = _checked(work, offset, reach, total)
+        return MinMax(*bounded_ends(divide, concave_rate, *given, least, most))
     work, offset, reach, total = _checked(work, offset, reach, total)
     shape, num_tasks = work.shape[:-1], work.shape[-1]
     work, offset, reach = (item.reshape(-1, num_tasks) for item in (work, offset, reach))
@@ -176,7 +200,14 @@ def min_max_share(
 
 
 def min_max_linear(
-    work: np.ndarray, offset: np.ndarray, efficiency: np.ndarray, total: np.ndarray | float, *, max_steps: int = 100
+    work: np.ndarray,
+    offset: np.ndarray,
+    efficiency: np.ndarray,
+    total: np.ndarray | float,
+    *,
+    least: np.ndarray | float | None = None,
+    most: np.ndarray | float | None = None,
+    max_steps: int = 100,
 ) -> MinMax:
     """Problem (3) where the rate is proportional to the share, phi(b) = c b.
 
@@ -188,6 +219,7 @@ def min_max_linear(
         offset: o, the shape of `work`.
         efficiency: c, at least 0, the shape of `work`.
         total: B, positive, shape [...] or a scalar.
+        least, most: bounds of the shares, as of `min_max_share`.
         max_steps: of Newton's method.
 
     Returns:
@@ -196,6 +228,14 @@ def min_max_linear(
     Raises:
         ValueError: shapes differ, no task, or a number out of range.
     """
+    if least is not None or most is not None:
+
+        def divide(*rows: np.ndarray) -> tuple[np.ndarray, int]:
+            found = min_max_linear(*rows, max_steps=max_steps)
+            return found.share, found.iterations
+
+        given = _checked(work, offset, efficiency, total)
+        return MinMax(*bounded_ends(divide, lambda share, pace: share * pace, *given, least, most))
     work, offset, efficiency, total = _checked(work, offset, efficiency, total)
     total = total[..., None]
     idle = work <= 0

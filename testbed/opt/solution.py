@@ -8,9 +8,10 @@ from typing import Generic, Literal, TypeVar
 
 Point = TypeVar("Point")
 
-Status = Literal["optimal", "stationary", "stalled", "unfinished", "infeasible"]
+Status = Literal["optimal", "stationary", "stalled", "feasible", "unfinished", "infeasible"]
 """optimal: proven, within the tolerance. stationary: the first-order conditions hold. stalled: no step helped, and the
-first-order conditions do not hold. unfinished: the iterations ran out. infeasible: no point keeps the constraints."""
+first-order conditions do not hold. feasible: the point of a rule that keeps the constraints and does not optimise.
+unfinished: the iterations ran out. infeasible: no point keeps the constraints."""
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,15 @@ has the signal-to-noise ratio p ||h||^2 B / (noise b) and so, with gamma = p ||h
     R(b) = b log2(1 + gamma / (gap b)),
 
 which is the rate that problems of bandwidth allocation assume. Packets reach a part of it: their coding comes in steps,
-and prefixes, guards, headers and repetitions take time. `attained` measures that part.
+and prefixes, guards, headers and repetitions take time. `attained` measures that part. Nor can packets use any share:
+guards lie between shares, the narrowest has a few subcarriers, and where the power is spread so thin that no code bears
+it, more band is of no use. These are the limits of `share_limits`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -23,12 +26,17 @@ from testbed.core.orders import Collected, Digital, Ideal, Payload, Sounding, Tr
 from testbed.lora.aggregate import covered_mean
 from testbed.lora.choice import bitmap_bytes, part_mask
 from testbed.phy import payload as coding
-from testbed.phy.coding_schemes import scheme_named
+from testbed.phy.coding_schemes import SCHEMES, scheme_named
 from testbed.phy.rate import capacity_bit_s, mrc_snr, snr_bandwidth_hz
+from testbed.phy.subcarriers import GUARD, MIN_SHARE
 from testbed.problems.instance import InstanceSpec
 
 VALUE_BIT: Mapping[str, int] = {"float32": 32, "float16": 16, "int8": 8, "sign": 1}
 """Kind of payload -> bits of a value on air, scales not counted."""
+
+
+_ROUNDING = 10.0**0.05
+"""Half a decibel above the threshold of a coding scheme: shares become whole subcarriers."""
 
 
 class UplinkSpec(InstanceSpec):
@@ -51,6 +59,77 @@ class UplinkSpec(InstanceSpec):
         if name is not None:
             scheme_named(name)
         return name
+
+
+@dataclass(frozen=True)
+class ShareLimits:
+    """What shares of the band are possible.
+
+    Attributes:
+        total_hz: sum of all shares at most.
+        least_hz: narrowest share of each node, shape [num_nodes].
+        most_hz: share beyond which more band is of no use, not below `least_hz`, shape [num_nodes].
+    """
+
+    total_hz: float
+    least_hz: np.ndarray
+    most_hz: np.ndarray
+
+
+def share_limits(fleet: Fleet, sounding: Sounding, names: Sequence[str], spec: UplinkSpec) -> ShareLimits:
+    """The shares that these nodes may have when they send at the same time.
+
+    Error-free links divide the band at will. For packets, guards take their room, the narrowest share has
+    `MIN_SHARE` subcarriers, and the widest is that at which the signal-to-noise ratio p ||h||^2 B / (noise b) falls to
+    what `edge_snr` needs. More nodes than fit side by side send in waves that each have the whole band for a part of
+    the time: n waves make each share n times as wide for an n-th of the time, so that its limits shrink by n.
+
+    Args:
+        fleet: the band, and the highest powers.
+        sounding: channels, and the noise in the whole band.
+        names: who sends, each of the sounding; at least one.
+        spec: how updates travel.
+    """
+    if spec.link == "ideal":
+        return ShareLimits(fleet.bandwidth_hz, np.zeros(len(names)), np.full(len(names), np.inf))
+    most_hz = loudness_hz(fleet, sounding, names) / edge_snr(spec)
+    if fleet.subcarrier_hz <= 0:
+        return ShareLimits(fleet.bandwidth_hz, np.zeros(len(names)), most_hz)
+    num_active, waves = round(fleet.bandwidth_hz / fleet.subcarrier_hz), num_waves(fleet, len(names))
+    room = num_active - GUARD * (-(-len(names) // waves) - 1)
+    least_hz = np.full(len(names), MIN_SHARE * fleet.subcarrier_hz / waves)
+    return ShareLimits(room * fleet.subcarrier_hz, least_hz, np.maximum(least_hz, most_hz / waves))
+
+
+def num_waves(fleet: Fleet, num_nodes: int) -> int:
+    """In how many waves so many nodes send their packets: as few as fit side by side.
+
+    Args:
+        fleet: the band and its subcarriers.
+        num_nodes: that send, at least one.
+    """
+    if fleet.subcarrier_hz <= 0:
+        return 1
+    num_active = round(fleet.bandwidth_hz / fleet.subcarrier_hz)
+    return -(-num_nodes // max(1, (num_active + GUARD) // (MIN_SHARE + GUARD)))
+
+
+def edge_snr(spec: UplinkSpec) -> float:
+    """Linear signal-to-noise ratio below which spreading the power over more band is of no use.
+
+    At the edge of a scheme that carries c bits on a symbol from the ratio s on, a power that is heard over gamma hertz
+    carries c gamma / s bit/s. The scheme with the largest c / s makes most of it: shares that are wider either lose it
+    or its code.
+
+    Args:
+        spec: the scheme, if it is fixed.
+    """
+    best = (
+        scheme_named(spec.coding)
+        if spec.coding
+        else max(SCHEMES, key=lambda one: one.bits_per_symbol / one.threshold_snr)
+    )
+    return best.threshold_snr * _ROUNDING
 
 
 def loudness_hz(fleet: Fleet, sounding: Sounding, names: Sequence[str], gap: float = 1.0) -> np.ndarray:

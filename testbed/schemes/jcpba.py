@@ -11,8 +11,12 @@ our reconstruction and stand in `testbed.problems.jcpba`. Every round they minim
 Our choices besides: the frozen base is pruned and LoRA is trained on what is left; `allocation = "joint"` is the global
 optimum, "bcd" the paper's descent, which stalls (`bcd_gap` reports by how much); the penalty e_k is the ratio itself,
 or the curve of squared norms that the nodes measure; costs are learnt from what nodes report; updates are averaged
-where they overlap. Over error-free links who has trained sends at once; packets start together, so that with them a
-round lasts as long as the slowest training and the slowest sending. Masks (`pruning = "unstructured"`) leave the update
+where they overlap. Over error-free links who has trained sends at once; packets start together, so that with them
+
+    max_k (beta_k + (1 - rho_k) alpha_k) + max_k ((1 - rho_k) V_k + F_k) / R_k(b_k)
+
+is minimised (`testbed.problems.jcpba.together`), in what guards leave of the band, with shares of whole subcarriers and
+none wider than the codes bear. Masks (`pruning = "unstructured"`) leave the update
 and the measured seconds as they are: there the plan speaks of hardware that skips zeros.
 """
 
@@ -44,6 +48,7 @@ from testbed.core.orders import (
 from testbed.core.scheme import Scheme
 from testbed.opt.solution import Solution
 from testbed.problems.digital_order import (
+    ShareLimits,
     UplinkSpec,
     air_seconds,
     attained,
@@ -52,12 +57,14 @@ from testbed.problems.digital_order import (
     head_starts_s,
     moved,
     sample_weights,
+    share_limits,
     trained_s,
     until_s,
     update_bits,
 )
 from testbed.problems.jcpba.measured import Experience, client_costs, decide, descent_gap, shrinking_share
 from testbed.problems.jcpba.model import Allocation, ClientCosts
+from testbed.problems.packet_links import PacketLinks
 
 _LEAST_RATIO = 1e-6
 
@@ -71,6 +78,7 @@ class JcpbaState:
         adapter: global adapter, shape [num_values].
         layout: order of its factors.
         known: node -> what it costs.
+        links: what its packets showed of each.
         figures: of the last round, for its row.
     """
 
@@ -78,6 +86,7 @@ class JcpbaState:
     adapter: np.ndarray
     layout: Layout
     known: Mapping[str, Experience]
+    links: PacketLinks
     figures: Mapping[str, float | str] = field(default_factory=dict)
 
 
@@ -118,32 +127,41 @@ class Jcpba(Scheme[JcpbaState]):
         part = 1.0 if self.uplink.link == "ideal" else self.efficiency
         shrinking = shrinking_share(adapter.layout)
         known = {node.name: Experience.guess(node, self.tokens, self.prunable, shrinking, part) for node in fleet.nodes}
-        return JcpbaState(fleet, adapter.initial, adapter.layout, known)
+        links = PacketLinks.of(fleet.names, self.efficiency)
+        return JcpbaState(fleet, adapter.initial, adapter.layout, known, links)
 
     def round(self, state: JcpbaState, rng: np.random.Generator) -> Steps[JcpbaState]:
         sounding = yield from sound(num_pilots=self.uplink.num_pilots)
-        names, costs = self._costs(state, sounding)
+        names, costs, limits = self._costs(state, sounding)
         plan = decide(
-            costs, state.fleet.bandwidth_hz, self.penalty_budget, self.allocation,
-            equal=self.bandwidth == "equal", deadline_s=self.deadline_s, rng=rng,
+            costs, limits.total_hz, self.penalty_budget, self.allocation,
+            equal=self.bandwidth == "equal", deadline_s=self.deadline_s, rng=rng, together=self._together,
         )  # fmt: skip
         ratios = dict(zip(names, plan.point.pruning.tolist(), strict=True))
         trained = yield from train({name: self._work(ratio) for name, ratio in ratios.items()})
         uplinks = self._uplinks(
             state.fleet, sounding, dict(zip(names, plan.point.bandwidth_hz, strict=True)), ratios, trained
         )
-        collected = yield from collect(uplinks, deadline_s=until_s(self.deadline_s, trained))
+        sent, end_s = state.links.backed_off(uplinks), until_s(self.deadline_s, trained)
+        collected = yield from collect(sent, deadline_s=end_s)
         adapter = moved(state.adapter, trained, collected, self.coverage)
         yield from publish(adapter)
-        figures = self._figures(state, costs, plan, uplinks, trained, collected)
-        return replace(state, adapter=adapter, known=self._learnt(state, uplinks, trained, collected), figures=figures)
+        figures = self._figures(limits.total_hz, costs, plan, uplinks, trained, collected)
+        known = self._learnt(state, uplinks, trained, collected)
+        links = state.links.after(sent, collected, end_s, state.fleet.subcarrier_hz)
+        return replace(state, adapter=adapter, known=known, links=links, figures=figures)
 
     def report(self, state: JcpbaState) -> Mapping[str, float | str]:
         return state.figures
 
-    def _costs(self, state: JcpbaState, sounding: Sounding) -> tuple[list[str], ClientCosts]:
-        """Who is heard, and what (P-A1) has to know of them."""
+    @property
+    def _together(self) -> bool:
+        return self.uplink.link == "packets"
+
+    def _costs(self, state: JcpbaState, sounding: Sounding) -> tuple[list[str], ClientCosts, ShareLimits]:
+        """Who is heard, what (P-A1) has to know of them, and which shares they may have."""
         names, gamma_hz = audible(state.fleet, sounding, self.uplink.snr_gap)
+        limits = state.links.trusted(names, share_limits(state.fleet, sounding, names, self.uplink))
         structured = self.pruning == "structured"
         values_bit, header_bit = update_bits(state.layout, self._payload(structured))
         costs = client_costs(
@@ -155,8 +173,9 @@ class Jcpba(Scheme[JcpbaState]):
             self.max_ratio,
             structured=structured,
             penalty=self.penalty,
+            limits=limits,
         )
-        return names, costs
+        return names, costs, limits
 
     def _work(self, ratio: float) -> Work:
         if ratio < _LEAST_RATIO:
@@ -200,7 +219,7 @@ class Jcpba(Scheme[JcpbaState]):
 
     def _figures(
         self,
-        state: JcpbaState,
+        total_hz: float,
         costs: ClientCosts,
         plan: Solution[Allocation],
         uplinks: Mapping[str, Uplink],
@@ -208,7 +227,7 @@ class Jcpba(Scheme[JcpbaState]):
         collected: Collected,
     ) -> dict[str, float | str]:
         """Seconds as planned, as the optimum has them and as they were; what was pruned; who was late."""
-        joint_s, gap = descent_gap(costs, state.fleet.bandwidth_hz, self.penalty_budget)
+        joint_s, gap = descent_gap(costs, total_hz, self.penalty_budget, together=self._together)
         sent_s = air_seconds(uplinks, collected)
         finished_s = [result.seconds + sent_s.get(name, 0.0) for name, result in trained.results.items()]
         return {

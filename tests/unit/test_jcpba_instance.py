@@ -138,3 +138,27 @@ def test_brute_force_knows_its_limit_and_the_bound_its_step() -> None:
 def test_ranges_are_checked_as_the_file_is_read(change: dict) -> None:
     with pytest.raises(ValueError, match="jcpba|Jcpba"):
         preset("jcpba-cell", **change)
+
+
+def test_bounds_of_the_shares_are_kept_and_told() -> None:
+    content = {"bandwidth_hz": 1e6, "penalty_budget": 0.3, "draw": {"num_clients": 6, "seed": 3}}
+    free = JcpbaInstance.model_validate(content).solve("joint")
+    bounded = JcpbaInstance.model_validate({**content, "least_share_hz": 1e5, "least_snr": 8.0})
+    answer = bounded.solve("joint")
+    assert answer.solution.status == "optimal"
+    gamma_hz = JcpbaInstance.model_validate(content).costs().uplink.gamma_hz
+    shares_hz = np.array([one["bandwidth_hz"] for one in answer.decisions["clients"].values()])
+    assert np.all(shares_hz >= 1e5 * (1 - 1e-9))
+    assert np.all(shares_hz <= np.maximum(gamma_hz / 8.0, 1e5) * (1 + 1e-9))
+    assert np.any(shares_hz <= 1e5 * (1 + 1e-9))
+    assert answer.solution.value > free.solution.value
+    crowded = JcpbaInstance.model_validate({**content, "least_share_hz": 2e5}).solve("joint")
+    assert crowded.solution.status == "infeasible"
+    assert "200000 Hz more than the 1e+06 Hz there are" in crowded.solution.message
+
+
+def test_a_fixed_efficiency_has_no_edge() -> None:
+    clients = [{"scalable_s": 1.0, "payload_bits": 1e6, "efficiency": 2.0}]
+    content = {"bandwidth_hz": 1e6, "penalty_budget": 0.3, "clients": clients, "least_snr": 2.0}
+    with pytest.raises(ConfigError, match="knows no signal-to-noise ratio"):
+        JcpbaInstance.model_validate(content).solve("joint")

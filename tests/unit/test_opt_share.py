@@ -212,3 +212,69 @@ def test_bad_numbers_are_refused(work: list, offset: list, reach: list, total: f
         min_max_share(work, offset, reach, total)
     with pytest.raises(ValueError, match=words):
         min_max_linear(work, offset, reach, total)
+
+
+def bounds(rng: np.random.Generator, num_tasks: int) -> tuple[np.ndarray, np.ndarray]:
+    """Least and most shares of a total of 1, many of which bind."""
+    least = rng.uniform(0.3, 0.95, num_tasks) / num_tasks * rng.choice([0.0, 1.0], num_tasks)
+    most = np.where(rng.uniform(size=num_tasks) < 0.5, np.inf, least + rng.uniform(0.05, 1.2, num_tasks) / num_tasks)
+    return least, most
+
+
+@pytest.mark.parametrize("num_tasks", [2, 5, 12])
+@pytest.mark.parametrize("linear", [False, True])
+def test_bounded_shares_equal_a_conic_solver(num_tasks: int, linear: bool) -> None:
+    rng = np.random.default_rng(num_tasks)
+    for _ in range(4):
+        work, offset, reach = usual(rng, num_tasks)
+        # slow rates would make ends that a conic solver finds hard to scale
+        reach, (least, most) = np.maximum(reach, 1.0), bounds(rng, num_tasks)
+        solve = min_max_linear if linear else min_max_share
+        found = solve(work, offset, reach, 1.0, least=least, most=most)
+        share, end = cp.Variable(num_tasks), cp.Variable()
+        rate = cp.multiply(reach, share) if linear else -cp.rel_entr(share, share + reach) / np.log(2)
+        rows = [rate >= cp.multiply(work, cp.inv_pos(end - offset)), cp.sum(share) <= 1.0, end >= offset.max()]
+        limited = np.flatnonzero(np.isfinite(most))
+        rows += [share >= least, share[limited] <= most[limited]]
+        cp.Problem(cp.Minimize(end), rows).solve(solver=cp.CLARABEL)
+        assert float(found.value) == pytest.approx(float(end.value), rel=1e-6)
+
+
+def test_bounded_shares_are_those_of_one_common_end() -> None:
+    """A scalar search over the end of whoever is between its bounds; many instances at once."""
+    rng = np.random.default_rng(3)
+    work, offset, reach = usual(rng, 100, 6)
+    least, most = (np.stack(rows) for rows in zip(*(bounds(rng, 6) for _ in range(100)), strict=True))
+    found = min_max_share(work, offset, reach, 1.0, least=least, most=most)
+    assert np.sum(found.share <= least * (1 + 1e-9)) > 50
+    assert np.sum(found.share >= most * (1 - 1e-9)) > 50
+    for row in range(100):
+        low, high = least[row], most[row]
+
+        def shares(end: float, row: int = row, low: np.ndarray = low, high: np.ndarray = high) -> np.ndarray:
+            left = np.maximum(end - offset[row], 1e-300)
+            return np.clip(np.where(end > offset[row], share_for(work[row] / left, reach[row]), np.inf), low, high)
+
+        if high.sum() <= 1.0:
+            expected = high
+        else:
+            expected = shares(brentq(lambda end: np.minimum(shares(end), 9.0).sum() - 1.0, 0.0, 1e7, xtol=1e-12))
+        np.testing.assert_allclose(found.share[row], expected, rtol=1e-6)
+
+
+def test_bounds_at_their_ends() -> None:
+    work, offset, reach = np.array([4.0, 4.0]), np.zeros(2), np.array([3.0, 3.0])
+    # all at their least, all at their most, and least shares that do not fit
+    np.testing.assert_allclose(min_max_share(work, offset, reach, 1.0, least=[0.25, 0.75]).share, [0.25, 0.75])
+    found = min_max_share(work, offset, reach, 1.0, most=[0.125, 0.25])
+    np.testing.assert_allclose(found.share, [0.125, 0.25])
+    assert float(found.value) == pytest.approx(4.0 / (0.125 * np.log2(25.0)))
+    none = min_max_share(work, offset, reach, 1.0, least=0.6)
+    assert np.isinf(none.value)
+    assert np.isnan(none.share).all()
+    # a task without work keeps its least, and its offset counts
+    idle = min_max_share(np.array([4.0, 0.0]), np.array([0.0, 99.0]), reach, 1.0, least=0.1)
+    np.testing.assert_allclose(idle.share, [0.9, 0.1])
+    assert float(idle.value) == 99.0
+    with pytest.raises(ValueError, match="least shares must be finite"):
+        min_max_share(work, offset, reach, 1.0, least=0.5, most=0.4)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from testbed.core.orders import Collect, Part, Payload, Train, Work
+from testbed.core.orders import Collect, Digital, Part, Payload, Train, Work
+from testbed.problems.digital_order import UplinkSpec, loudness_hz, share_limits
 from testbed.problems.jcpba.baselines import uniform_pruning
 from testbed.problems.jcpba.descent import least_pruning, solve_bcd
 from testbed.problems.jcpba.joint import solve_joint
 from testbed.problems.jcpba.measured import Experience, penalty_curves, shrinking_share
 from testbed.problems.jcpba.model import ClientCosts
 from testbed.problems.jcpba.penalty import chord
-from testbed.problems.jcpba.uplink import Shannon
+from testbed.problems.jcpba.together import solve_together
+from testbed.problems.jcpba.uplink import Bounded, Shannon
+from testbed.problems.packet_links import PacketLinks, trusted_snr
 from testbed.schemes.jcpba import Jcpba
 from tests.digital_bench import BAND_HZ, NOISE_W, DigitalBench, fleet_of, lora_adapter, lora_layout
 
@@ -215,3 +219,36 @@ def test_nodes_that_report_cheap_pruning_are_pruned_more() -> None:
     bench.run(scheme_of(penalty="measured"), ADAPTER, 4)
     first, last = decided(bench, 0)[0], decided(bench, 3)[0]
     assert last.mean() > first.mean() + 0.05
+
+
+def test_with_packets_shares_keep_the_modems_limits_and_the_plan_is_that_of_a_common_start() -> None:
+    spec = UplinkSpec(link="packets", snr_gap=4.0)
+    bench = bench_of()
+    bench.fleet = replace(bench.fleet, subcarrier_hz=BAND_HZ / 192)
+    bench.gains = {**GAINS, "n1": 1e-9}
+    scheme = scheme_of(uplink=spec, tokens=1000.0, prunable=0.75, efficiency=1.0)
+    steps = scheme.round(scheme.start(bench.fleet, ADAPTER), np.random.default_rng(1))
+    next(steps)
+    sounding = bench._sound(bench.fleet.names)
+    asked = steps.send(sounding)
+    assert isinstance(asked, Train)
+    sent = steps.send(bench.answer(asked))
+    assert isinstance(sent, Collect)
+    names = list(bench.fleet.names)
+    # 2 dB, as long as nothing is known of the links
+    links = PacketLinks.of(names, 1.0)
+    limits = links.trusted(names, share_limits(bench.fleet, sounding, names, spec))
+    free = Shannon(loudness_hz(bench.fleet, sounding, names, 4.0))
+    costs = replace(true_costs(), uplink=Bounded(free, limits.least_hz, limits.most_hz))
+    best = solve_together(costs, limits.total_hz, BUDGET)
+    uplinks = [sent.uplinks[name] for name in names]
+    packets = [one for one in uplinks if isinstance(one, Digital)]
+    shares_hz = np.array([one.bandwidth_hz for one in packets])
+    sounded = loudness_hz(bench.fleet, sounding, names) / shares_hz
+    np.testing.assert_allclose([one.snr for one in packets], trusted_snr(sounded, 10**0.2))
+    np.testing.assert_allclose(shares_hz, best.point.bandwidth_hz, rtol=1e-4)
+    # the faint board has no more band than its code bears
+    assert shares_hz[1] == pytest.approx(limits.most_hz[1])
+    assert shares_hz.sum() <= limits.total_hz * (1 + 1e-9)
+    ratios = [0.0 if asked.work[name].pruning is None else asked.work[name].pruning.ratio for name in names]
+    np.testing.assert_allclose(ratios, best.point.pruning, atol=1e-4)

@@ -30,7 +30,8 @@ def allocate_for(
         bandwidth_hz: B.
         penalty_budget: Gamma.
         pruning: rho, shape [num_clients].
-        shares_hz: b, shape [num_clients]; the best by default.
+        shares_hz: b, shape [num_clients]; the best by default. Of a share beyond its client's widest the rest stays
+            unused.
         deadline_s: longest round that is acceptable, if there is one.
 
     Raises:
@@ -48,15 +49,37 @@ def allocate_for(
         kept = 1.0 - pruning
         sent = kept * costs.payload_bits + costs.fixed_payload_bits
         shares_hz = costs.uplink.earliest(sent, costs.fixed_s + kept * costs.scalable_s, bandwidth_hz).share
-    point = Allocation.of(costs, pruning, shares_hz)
+    point = Allocation.of(costs, pruning, np.minimum(shares_hz, costs.uplink.most_hz))
     excess = point.penalty - penalty_budget
-    message = (
+    message = too_narrow(costs, point.bandwidth_hz) or (
         f"learning constraint: the penalty {point.penalty:.6g} exceeds the budget {penalty_budget:.6g} by {excess:.6g}"
         if excess > 1e-9 * max(penalty_budget, 1.0)
         else late(costs, bandwidth_hz, point.round_s, deadline_s)
     )
     return judged(
-        costs, bandwidth_hz, penalty_budget, point, message=message, note="a rule, not an optimum: see kkt_residual"
+        costs,
+        bandwidth_hz,
+        penalty_budget,
+        point,
+        otherwise="feasible",
+        message=message,
+        note="a rule, not an optimum: see kkt_residual",
+    )
+
+
+def too_narrow(costs: ClientCosts, shares_hz: np.ndarray) -> str:
+    """Who has less than its narrowest share, and by how much; empty where nobody has.
+
+    Args:
+        costs: of the clients.
+        shares_hz: b, shape [num_clients].
+    """
+    lack_hz = costs.uplink.least_hz - shares_hz
+    short = np.flatnonzero(lack_hz > 1e-9 * costs.uplink.least_hz)
+    if not len(short):
+        return ""
+    return "share: " + ", ".join(
+        f"client {k} has {shares_hz[k]:.6g} Hz, {lack_hz[k]:.6g} Hz less than its narrowest share" for k in short
     )
 
 

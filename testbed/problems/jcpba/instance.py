@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -25,7 +26,7 @@ from testbed.problems.jcpba.joint import solve_joint
 from testbed.problems.jcpba.learning import Campaign, Learning, solve_total
 from testbed.problems.jcpba.model import Allocation, ClientCosts, equal_shares_hz
 from testbed.problems.jcpba.penalty import PenaltyCurves, chord, magnitude
-from testbed.problems.jcpba.uplink import FixedEfficiency, Shannon, Uplink
+from testbed.problems.jcpba.uplink import Bounded, FixedEfficiency, Shannon, Uplink
 
 _KNOTS = 16
 
@@ -102,6 +103,10 @@ class JcpbaInstance(Instance):
     )
     bandwidth_hz: float = Field(gt=0, description="B: of the uplink, shared by all clients")
     max_ratio: float = Field(0.9, ge=0, lt=1, description="largest pruning ratio")
+    least_share_hz: float = Field(0.0, ge=0, description="narrowest share of a client")
+    least_snr: float | None = Field(
+        None, gt=0, description="gamma / share, a power ratio, below which more band makes no client faster; 4 is 6 dB"
+    )
     penalty_budget: float | None = Field(None, description="Gamma: largest sum of weight x penalty; or [learning]")
     deadline_s: float | None = Field(None, gt=0, description="longest acceptable round, if there is one")
     first: Literal["pruning", "bandwidth"] = Field("pruning", description="method bcd: the block that begins")
@@ -143,7 +148,25 @@ class JcpbaInstance(Instance):
                 key="clients",
                 remedy="write them out as [[clients]], or have them drawn by [draw]; one of the two",
             )
-        return self._drawn(self.draw) if self.draw is not None else self._written()
+        costs = self._drawn(self.draw) if self.draw is not None else self._written()
+        return replace(costs, uplink=self._bounded(costs.uplink))
+
+    def _bounded(self, free: Uplink) -> Uplink:
+        """The rate with the bounds of its shares."""
+        if isinstance(free, Bounded) or (self.least_share_hz <= 0 and self.least_snr is None):
+            return free
+        most_hz = np.full(len(free.reach_bit_s), np.inf)
+        if self.least_snr is not None:
+            if isinstance(free, FixedEfficiency):
+                raise ConfigError(
+                    "a fixed efficiency knows no signal-to-noise ratio",
+                    key="least_snr",
+                    remedy="leave it out, or give every client its gamma_hz",
+                )
+            # a client that is not heard at all is told by its rate
+            most_hz = np.where(free.gamma_hz > 0, free.gamma_hz / self.least_snr, np.inf)
+        least_hz = np.full(len(most_hz), self.least_share_hz)
+        return Bounded(free, least_hz, np.maximum(least_hz, most_hz) if self.least_share_hz > 0 else most_hz)
 
     def _round(self, costs: ClientCosts, budget: float, method: str) -> Solution[Allocation]:
         band_hz, deadline_s = self.bandwidth_hz, self.deadline_s

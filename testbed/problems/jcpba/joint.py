@@ -10,10 +10,12 @@ is worth
 
     p_k m ds_k/db_k = p_k m W_k R_k'(b_k) / (alpha_k R_k + V_k)^2 = mu,     W_k = (tau - beta_k) V_k + alpha_k F_k,
 
-for all of them; elsewhere s_k stays at a knot. mu is found such that the band is used up, then tau such that
-G(tau) = Gamma; its slope is -mu sum_k R_k (alpha_k R_k + V_k) / (W_k R_k'). max_k T_k is quasi-convex in (s, b), so
-this is the global optimum of (P-A1). Problem and solution are our reconstruction; the paper descends block by block
-(`testbed.problems.jcpba.descent`).
+for all of them; elsewhere s_k stays at a knot, or b_k at a bound. mu is found such that the band is used up, then tau
+such that G(tau) = Gamma; its slope is -mu sum_k R_k (alpha_k R_k + V_k) / (W_k R_k'), where of a client at a bound of
+its share p_k m R_k / (alpha_k R_k + V_k) counts instead. A tau below the end of a client that is pruned most and has
+its widest share is out of reach; where that sets the round, band and budget may be left. max_k T_k is quasi-convex in
+(s, b), so this is the global optimum of (P-A1). Problem and solution are our reconstruction; the paper descends block
+by block (`testbed.problems.jcpba.descent`).
 """
 
 from __future__ import annotations
@@ -109,14 +111,17 @@ def joint_optima(costs: ClientCosts, bandwidth_hz: float, penalty_budgets: np.nd
     lowest = np.where(slack | broke, earliest, floor)
     round_s = rising_root(search.surplus, lowest, earliest, 0.3 * lowest + 0.7 * earliest, tolerance=_STEP)
     open_end = ~(slack | broke)
-    if open_end.any() and np.any(np.abs(search.surplus(round_s)[0][open_end]) > _USED_UP):
+    # a client at its widest share, pruned most, may hold up the round and leave budget
+    surplus = search.surplus(round_s)[0] if open_end.any() else np.zeros_like(round_s)
+    held_up = (round_s <= lowest) & (surplus > _USED_UP)
+    if np.any(np.abs(surplus[open_end & ~held_up]) > _USED_UP):
         # a client that needs nearly the whole band makes G so steep that its slope misleads: values alone, then, and
         # the end of the bracket at which the budget is kept
         round_s = falling_root(lambda tau: -search.surplus(tau)[0], lowest, earliest, tolerance=1e-16)
         search.surplus(round_s)
     pruning = np.where(slack | broke, known, search.pruning)
     shares = costs.uplink.earliest(*_demands(costs, pruning), bandwidth_hz)
-    price_s = np.where(slack[:, 0], 0.0, search.price_s[:, 0])
+    price_s = np.where((slack | held_up)[:, 0], 0.0, search.price_s[:, 0])
     return Optima(shares.value, pruning, shares.share, price_s, len(search.trace_s), tuple(search.trace_s))
 
 
@@ -129,6 +134,8 @@ class _Search:
         # [num_knots, num_clients]: from pruned most to pruned least; every piece has two ends
         self._kept = 1.0 - self._pieces.ratio.T[::-1]
         self._cost = (costs.weight[:, None] * self._pieces.slope).T[::-1]
+        self._least_hz, self._most_hz = costs.uplink.least_hz, costs.uplink.most_hz
+        self._bounded = bool(np.any(self._least_hz > 0) or np.any(np.isfinite(self._most_hz)))
         self._share_hz = np.broadcast_to(equal_shares_hz(costs, bandwidth_hz), (len(budget), costs.num_clients))
         self._price = np.zeros_like(budget)
         self.pruning = np.zeros((len(budget), costs.num_clients))
@@ -142,13 +149,20 @@ class _Search:
         share_hz, price, pruning = self._shares(round_s)
         rate_bit_s = costs.uplink.rate_bit_s(share_hz)
         pace = costs.scalable_s * rate_bit_s + costs.payload_bits
-        saved = rate_bit_s * pace / (self._width(round_s) * costs.uplink.slope(share_hz))
-        fall = price * saved.sum(axis=-1, keepdims=True)
+        saved = price * rate_bit_s * pace / (self._width(round_s) * costs.uplink.slope(share_hz))
+        if self._bounded:
+            slope = costs.weight * costs.penalty.slope_at(pruning, 0.0)[0] * (pruning > 0)
+            saved = np.where(self._at_bound(share_hz), slope * rate_bit_s / pace, saved)
+        fall = saved.sum(axis=-1, keepdims=True)
         penalty = costs.total_penalty(pruning)[:, None]
         self._share_hz, self._price, self.pruning = share_hz, price, pruning
         self.price_s = np.divide(1.0, fall, out=np.full_like(fall, np.inf), where=fall > 0)
         scale = np.where(self._budget > 0, self._budget, 1.0)
         return (self._budget - penalty) / scale, fall / scale
+
+    def _at_bound(self, share_hz: np.ndarray) -> np.ndarray:
+        """Whose share cannot shrink, or is of no use wider; shape [num_budgets, num_clients]."""
+        return (share_hz <= self._least_hz * (1.0 + _ROUNDING)) | (share_hz >= self._most_hz * (1.0 - _ROUNDING))
 
     def _width(self, round_s: np.ndarray) -> np.ndarray:
         """W_k, shape [num_budgets, num_clients]."""
@@ -164,16 +178,22 @@ class _Search:
         rate_bit_s = np.divide(sent, left_s, out=np.full(left_s.shape, np.inf), where=left_s > 0)
         # no client needs more than the band; twice that is enough to show that a price is too low
         knot_hz = np.minimum(costs.uplink.bandwidth_hz(rate_bit_s), 2.0 * self._band_hz)
+        below, above = knot_hz[1:] <= self._least_hz, knot_hz[:-1] >= self._most_hz
+        knot_hz = np.clip(knot_hz, self._least_hz, self._most_hz)
         pace = costs.scalable_s * costs.uplink.rate_bit_s(knot_hz) + costs.payload_bits
         worth = costs.uplink.slope(knot_hz) / pace**2
         # [2 num_pieces, num_budgets, num_clients]: what a hertz is worth at both ends of each piece, falling
         gain = self._cost[:, None] * width
-        ends = np.stack([gain * worth[:-1], gain * worth[1:]], axis=1).reshape(-1, *width.shape)
+        # pieces beyond the widest share are never taken; those below the narrowest always are
+        ends = np.stack([np.where(above, 0.0, gain * worth[:-1]), np.where(above, 0.0, gain * worth[1:])], axis=1)
+        taken = np.stack([below, below], axis=1).reshape(-1, *width.shape)
+        ends = np.where(taken, 0.0, ends.reshape(-1, *width.shape))
         positive = np.where(ends > 0, ends, np.inf)
         top = ends.max(axis=(0, 2))[:, None]
         bottom = np.minimum(positive.min(axis=(0, 2))[:, None], top)
         asleep = top <= 0
         top, bottom = np.where(asleep, 2.0, 2.0 * top), np.where(asleep, 1.0, 0.5 * bottom)
+        ends = np.where(taken, np.inf, ends)
         share_hz = self._share_hz
         bend, at = np.zeros_like(share_hz), np.zeros_like(top)
 

@@ -20,12 +20,14 @@ from testbed.core.adapter import Layout
 from testbed.core.fleet import NodeFacts
 from testbed.core.orders import LocalResult
 from testbed.opt.solution import Solution
+from testbed.problems.digital_order import ShareLimits
 from testbed.problems.jcpba.baselines import allocate_for, random_pruning, uniform_pruning
 from testbed.problems.jcpba.descent import least_pruning, solve_bcd
 from testbed.problems.jcpba.joint import solve_joint
 from testbed.problems.jcpba.model import Allocation, ClientCosts, equal_shares_hz
 from testbed.problems.jcpba.penalty import PenaltyCurves, chord
-from testbed.problems.jcpba.uplink import Shannon
+from testbed.problems.jcpba.together import allocate_together, descend_together, solve_together
+from testbed.problems.jcpba.uplink import Bounded, Shannon, Uplink
 
 Rule: TypeAlias = Literal["joint", "bcd", "uniform", "none", "random"]
 
@@ -142,6 +144,7 @@ def client_costs(
     *,
     structured: bool = True,
     penalty: Literal["chord", "measured"] = "chord",
+    limits: ShareLimits | None = None,
 ) -> ClientCosts:
     """The clients of a round.
 
@@ -154,16 +157,20 @@ def client_costs(
         max_ratio: rho_max, in [0, 1).
         structured: whether the update shrinks; masks leave it whole.
         penalty: as of `penalty_curves`.
+        limits: of the shares, if they have any.
     """
     shrinking = np.array([one.shrinking if structured else 0.0 for one in known])
     attained = np.array([one.attained for one in known])
     whole_s, prunable = np.array([one.whole_s for one in known]), np.array([one.prunable for one in known])
     share = np.asarray(weights, np.float64)
+    free = Shannon(np.asarray(gamma_hz, np.float64))
+    limited = limits is not None and bool(np.any(limits.least_hz > 0) or np.any(np.isfinite(limits.most_hz)))
+    uplink: Uplink = Bounded(free, limits.least_hz, limits.most_hz) if limits is not None and limited else free
     return ClientCosts(
         fixed_s=whole_s * (1.0 - prunable),
         scalable_s=np.maximum(whole_s * prunable, 1e-12),
         payload_bits=shrinking * update_bits / attained,
-        uplink=Shannon(np.asarray(gamma_hz, np.float64)),
+        uplink=uplink,
         weight=share / share.sum(),
         penalty=penalty_curves(known, penalty),
         max_ratio=np.full(len(known), max_ratio),
@@ -180,6 +187,7 @@ def decide(
     equal: bool,
     deadline_s: float | None,
     rng: np.random.Generator,
+    together: bool = False,
 ) -> Solution[Allocation]:
     """One round's ratios and shares.
 
@@ -191,7 +199,10 @@ def decide(
         equal: B / K for everybody, whatever the ratios; joint and bcd then are the best ratios for these shares.
         deadline_s: longest acceptable round, if there is one.
         rng: draws random ratios.
+        together: whether all begin to send together, once the slowest has trained.
     """
+    if together:
+        return _decide_together(costs, total_hz, penalty_budget, rule, equal, deadline_s, rng)
     if rule == "joint" and not equal:
         return solve_joint(costs, total_hz, penalty_budget, deadline_s=deadline_s)
     if rule == "bcd" and not equal:
@@ -209,13 +220,45 @@ def decide(
     return allocate_for(costs, total_hz, penalty_budget, pruning, equal_hz if equal else None, deadline_s=deadline_s)
 
 
-def descent_gap(costs: ClientCosts, total_hz: float, penalty_budget: float) -> tuple[float, float]:
+def _decide_together(
+    costs: ClientCosts,
+    total_hz: float,
+    penalty_budget: float,
+    rule: Rule,
+    equal: bool,
+    deadline_s: float | None,
+    rng: np.random.Generator,
+) -> Solution[Allocation]:
+    """The same where all begin to send together."""
+    if rule == "joint" and not equal:
+        return solve_together(costs, total_hz, penalty_budget, deadline_s=deadline_s)
+    if rule == "bcd" and not equal:
+        return descend_together(costs, total_hz, penalty_budget, deadline_s=deadline_s)
+    pruning: np.ndarray | None
+    match rule:
+        case "joint" | "bcd":
+            pruning = None
+        case "uniform":
+            pruning = uniform_pruning(costs, penalty_budget)
+        case "random":
+            pruning = random_pruning(costs, penalty_budget, rng)
+        case "none":
+            pruning = np.zeros(costs.num_clients)
+    shares_hz = equal_shares_hz(costs, total_hz) if equal else None
+    return allocate_together(costs, total_hz, penalty_budget, pruning, shares_hz, deadline_s=deadline_s)
+
+
+def descent_gap(
+    costs: ClientCosts, total_hz: float, penalty_budget: float, *, together: bool = False
+) -> tuple[float, float]:
     """The length of the round at the global optimum, and by which part of it block coordinate descent is longer.
 
     Args:
         costs: of the clients.
         total_hz: B.
         penalty_budget: Gamma.
+        together: as of `decide`.
     """
-    joint_s = solve_joint(costs, total_hz, penalty_budget).value
-    return joint_s, solve_bcd(costs, total_hz, penalty_budget).value / joint_s - 1.0
+    joint, descent = (solve_together, descend_together) if together else (solve_joint, solve_bcd)
+    joint_s = joint(costs, total_hz, penalty_budget).value
+    return joint_s, descent(costs, total_hz, penalty_budget).value / joint_s - 1.0

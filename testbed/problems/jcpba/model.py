@@ -11,7 +11,8 @@ shape alone shrink computing only (V_k = 0, F_k > 0). The round lasts as long as
     (P-A1)  minimise over rho, b: max_k T_k   s.t.  sum b_k <= B,  sum_k p_k e_k(rho_k) <= Gamma,
                                                    0 <= rho_k <= rho_max,k,  b_k >= 0.
 
-The downlink is not counted.
+Shares may have bounds besides, least_k <= b_k, and a rate that no longer grows beyond most_k: see
+`testbed.problems.jcpba.uplink`. The downlink is not counted.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from testbed.opt.bounded_share import bounded_split
 from testbed.problems.jcpba.penalty import PenaltyCurves
 from testbed.problems.jcpba.uplink import Uplink
 
@@ -126,8 +128,21 @@ class Allocation:
 
 
 def equal_shares_hz(costs: ClientCosts, bandwidth_hz: float) -> np.ndarray:
-    """B / K for every client, shape [num_clients]."""
-    return np.full(costs.num_clients, bandwidth_hz / costs.num_clients)
+    """B / K for every client, shape [num_clients].
+
+    Whoever needs a wider share gets the narrowest that it needs, and the others what remains in equal parts; what is
+    beyond a client's widest share stays unused.
+    """
+    least_hz, most_hz = costs.uplink.least_hz, costs.uplink.most_hz
+    equal_hz = np.full(costs.num_clients, bandwidth_hz / costs.num_clients)
+    if np.any(least_hz > equal_hz) and least_hz.sum() <= bandwidth_hz:
+        equal_hz = bounded_split(
+            lambda _, free, left_hz: np.where(free, left_hz[:, None] / free.sum(axis=1, keepdims=True), 0.0),
+            least_hz[None],
+            np.full((1, costs.num_clients), np.inf),
+            np.array([bandwidth_hz]),
+        )[0]
+    return np.minimum(equal_hz, most_hz)
 
 
 def obstacle(costs: ClientCosts, bandwidth_hz: float, penalty_budget: float) -> str:
@@ -149,6 +164,12 @@ def obstacle(costs: ClientCosts, bandwidth_hz: float, penalty_budget: float) -> 
     if len(silent):
         sent = costs.payload_bits + costs.fixed_payload_bits
         return "rate: " + ", ".join(f"client {k} has {sent[k]:.6g} bits to send at rate 0" for k in silent)
+    needed_hz = float(costs.uplink.least_hz.sum())
+    if needed_hz > bandwidth_hz * (1.0 + 1e-12):
+        return (
+            f"band: the narrowest shares of {costs.num_clients} clients take {needed_hz:.6g} Hz together, "
+            f"{needed_hz - bandwidth_hz:.6g} Hz more than the {bandwidth_hz:.6g} Hz there are"
+        )
     return ""
 
 

@@ -2,7 +2,11 @@
 
 Shannon: R_k(b) = b log2(1 + gamma_k / b), the transmit power spread over the share. Fixed efficiency: R_k(b) = c_k b,
 one modulation and coding scheme however wide the share. Both readings occur in this literature; the paper's own is not
-known.
+known. Either may have bounds: a narrowest share, and a widest beyond which the rate no longer grows,
+
+    R_k(b) = R_k(min(b, most_k)),   b >= least_k,
+
+which is as concave and increasing as before.
 """
 
 from __future__ import annotations
@@ -32,6 +36,16 @@ class Shannon:
     """
 
     gamma_hz: np.ndarray
+
+    @property
+    def least_hz(self) -> np.ndarray:
+        """Narrowest share: any, shape [num_clients]."""
+        return np.zeros(len(self.gamma_hz))
+
+    @property
+    def most_hz(self) -> np.ndarray:
+        """Widest share that is of use: none, shape [num_clients]."""
+        return np.full(len(self.gamma_hz), np.inf)
 
     @property
     def reach_bit_s(self) -> np.ndarray:
@@ -109,6 +123,16 @@ class FixedEfficiency:
     efficiency: np.ndarray
 
     @property
+    def least_hz(self) -> np.ndarray:
+        """Narrowest share: any, shape [num_clients]."""
+        return np.zeros(len(self.efficiency))
+
+    @property
+    def most_hz(self) -> np.ndarray:
+        """Widest share that is of use: none, shape [num_clients]."""
+        return np.full(len(self.efficiency), np.inf)
+
+    @property
     def reach_bit_s(self) -> np.ndarray:
         """Rate that no share exceeds, shape [num_clients]."""
         return np.where(self.efficiency > 0, np.inf, 0.0)
@@ -159,5 +183,82 @@ class FixedEfficiency:
         return share_hz, np.where(inside, -0.5 * root / np.where(inside, pace * share_hz, 1.0), 0.0)
 
 
-Uplink: TypeAlias = Shannon | FixedEfficiency
-"""Either rate model."""
+@dataclass(frozen=True)
+class Bounded:
+    """Either rate with a narrowest share, and a widest beyond which the rate stays.
+
+    Attributes:
+        free: the rate between the bounds.
+        least_hz: narrowest shares, at least 0, shape [num_clients].
+        most_hz: widest shares that are of use, positive, not below the narrowest, may be infinite, shape [num_clients].
+    """
+
+    free: Shannon | FixedEfficiency
+    least_hz: np.ndarray
+    most_hz: np.ndarray
+
+    def __post_init__(self) -> None:
+        count = np.shape(self.free.reach_bit_s)
+        if not np.shape(self.least_hz) == np.shape(self.most_hz) == count:
+            raise ValueError(
+                f"bounds {np.shape(self.least_hz)} and {np.shape(self.most_hz)} are not of the shape {count} of rates"
+            )
+        if not (np.isfinite(self.least_hz).all() and np.all(self.least_hz >= 0) and np.all(self.most_hz > 0)):
+            raise ValueError("narrowest shares must be finite and not negative, widest ones positive")
+        if np.any(self.least_hz > self.most_hz):
+            client = int(np.argmax(self.least_hz - self.most_hz))
+            raise ValueError(
+                f"client {client}: its narrowest share, {self.least_hz[client]:.6g} Hz, is wider than its widest, "
+                f"{self.most_hz[client]:.6g} Hz"
+            )
+
+    @property
+    def reach_bit_s(self) -> np.ndarray:
+        """Rate that no share exceeds, shape [num_clients]."""
+        limited = np.isfinite(self.most_hz)
+        return np.where(limited, self.free.rate_bit_s(np.where(limited, self.most_hz, 1.0)), self.free.reach_bit_s)
+
+    def rate_bit_s(self, bandwidth_hz: np.ndarray) -> np.ndarray:
+        """R_k, shape [..., num_clients]."""
+        return self.free.rate_bit_s(np.minimum(bandwidth_hz, self.most_hz))
+
+    def slope(self, bandwidth_hz: np.ndarray) -> np.ndarray:
+        """R_k', bit/s per hertz, shape [..., num_clients]: to the left at the widest share, 0 beyond it."""
+        # rounding of the widest share does not lie beyond it
+        return np.where(bandwidth_hz > self.most_hz * (1.0 + 1e-9), 0.0, self.free.slope(bandwidth_hz))
+
+    def bandwidth_hz(self, rate_bit_s: np.ndarray) -> np.ndarray:
+        """The inverse of the free rate, shape [..., num_clients]; the bounds are the caller's."""
+        return self.free.bandwidth_hz(rate_bit_s)
+
+    def earliest(self, payload_bits: np.ndarray, before_s: np.ndarray, bandwidth_hz: float) -> MinMax:
+        """Shares by which the last is heard as early as can be; arguments [..., num_clients].
+
+        Those between their bounds are heard at one time; band is left over where everybody has the widest share.
+        """
+        solve, measure = (
+            (min_max_share, self.free.gamma_hz)
+            if isinstance(self.free, Shannon)
+            else (min_max_linear, self.free.efficiency)
+        )
+        reach = np.broadcast_to(measure, payload_bits.shape)
+        return solve(payload_bits, before_s, reach, bandwidth_hz, least=self.least_hz, most=self.most_hz)
+
+    def share_of_worth(
+        self,
+        worth: np.ndarray,
+        scalable_s: np.ndarray,
+        payload_bits: np.ndarray,
+        low_hz: np.ndarray,
+        high_hz: np.ndarray,
+        start_hz: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The share at which one more hertz is worth so much, within low and high.
+
+        Args and Returns: as of `Shannon.share_of_worth`.
+        """
+        return self.free.share_of_worth(worth, scalable_s, payload_bits, low_hz, high_hz, start_hz)
+
+
+Uplink: TypeAlias = Shannon | FixedEfficiency | Bounded
+"""Any rate model."""

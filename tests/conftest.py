@@ -25,8 +25,8 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 RUNS = ("test_runs", "test_radio_runs", "test_campaign_runs")
 """Share whole runs, which every process would have to make for itself."""
 SIMULATED = (
-    "test_air", "test_calibrated_runs", "test_folds", "test_head_start", "test_local_work", "test_personal_runs",
-    "test_precodings", "test_schemes", "test_uplinks",
+    "test_air", "test_calibrated_runs", "test_folds", "test_head_start", "test_local_work", "test_packet_plans",
+    "test_packet_shares", "test_personal_runs", "test_precodings", "test_schemes", "test_uplinks",
 )  # fmt: skip
 """Of the system tests those that know no real time."""
 

@@ -13,6 +13,7 @@ from testbed.core.uplinks import Part, Payload
 from testbed.lora import parcel
 from testbed.lora.covariance import aggregation_covariance
 from testbed.lora.sparse_orthogonal import RankPairs, residual_curve, update_energies
+from testbed.problems.tsfa.apart import solve_apart
 from testbed.problems.tsfa.model import Clients
 from testbed.problems.tsfa.online import node_curves, seen_squares, sparse_payload
 from testbed.problems.tsfa.slot import solve_round
@@ -163,6 +164,32 @@ def test_a_fixed_share_in_equal_bands() -> None:
     assert states[2].figures["round_s"] == pytest.approx(max(bench.ends[1].values()))
 
 
+def test_a_queue_for_each_node_grows_by_its_own_measured_end() -> None:
+    own_s = [1.25, 0.9]
+    bench = bench_of()
+    states = bench.run(scheme_of(queues="each", own_latency_s=own_s, backlog_s=0.2), ADAPTER, 6)
+    limit_s, backlog = np.array([1.25, 0.9, 1.25]), np.full(3, 0.2)
+    for index in range(6):
+        clients = true_clients(bench, index) if index else None
+        ended_s = np.array([bench.ends[index][name] for name in bench.fleet.names])
+        if clients is not None:
+            best = solve_apart(clients, BAND_HZ, backlog, 20.0)
+            np.testing.assert_allclose(keeps(bench, index), best.point.share, atol=1e-9)
+            assert states[index + 1].figures["planned_s"] == pytest.approx(best.point.latency_s, rel=1e-6)
+        backlog = np.maximum(backlog + ended_s - limit_s, 0.0)
+        np.testing.assert_allclose(states[index + 1].queue.backlog, backlog, rtol=1e-9, atol=1e-12)
+        told = [float(one) for one in str(states[index + 1].figures["backlogs_s"]).split()]
+        np.testing.assert_allclose(told, backlog, rtol=1e-3, atol=1e-12)
+    assert np.ptp(ended_s) > 0.01, "boards end apart"
+
+
+def test_with_a_queue_for_each_who_is_late_counts_until_the_end() -> None:
+    bench = bench_of(slower={"n1": 1.5})
+    state = bench.run(scheme_of(queues="each"), ADAPTER, 1)[1]
+    assert state.figures["late"] == "n1"
+    assert state.queue.total[1] == pytest.approx(state.figures["round_s"])
+
+
 @pytest.mark.parametrize("selection", ["pairs", "separate", "random", "scores", "values", "all"])
 @pytest.mark.parametrize("share", [1 / 8, 0.4, 1.0])
 @pytest.mark.parametrize("rank", [4, 8])
@@ -208,6 +235,16 @@ def test_pairs_that_do_not_travel_keep_what_was_seen_of_them() -> None:
     assert np.all(half[kept] > whole[kept])
     stranger, known = node_curves(PAIRS, RANK, ["n1", "n0"], {"n0": whole}, 0.8)
     np.testing.assert_array_equal(stranger.residual, known.residual)
+
+
+def test_pairs_that_never_travelled_count_as_the_least_that_did() -> None:
+    squares = np.zeros(PAIRS.num_pairs)
+    squares[:4] = 8.0, 4.0, 2.0, 1.0
+    curve = node_curves(PAIRS, RANK, ["n0"], {"n0": squares}, 0.8)[0]
+    count = PAIRS.num_pairs
+    energies = np.concatenate([squares[:4], np.ones(count - 4)])
+    for kept in (1, 4, 9):
+        assert curve(np.array(kept / count)) == pytest.approx(energies[kept:].sum() / energies.sum())
 
 
 def test_a_pilot_fixes_the_rank_of_the_rest_of_the_run() -> None:

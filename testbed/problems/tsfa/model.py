@@ -4,11 +4,16 @@ Paper: Kim and Choi, "Two-stage wireless federated LoRA fine-tuning with sparsif
 2505.00333. From its abstract: the structural rank is fixed offline; the sparsification ratio and the bandwidth
 allocation are set online by Lyapunov optimisation under long-term latency constraints; the convergence analysis has
 terms for the rank, the sparsification and the covariance of separately averaged factors. Its equations were not at
-hand: all of them here are our reconstruction, one latency queue for all clients included.
+hand: all of them here are our reconstruction, one latency queue for all clients included (`slot`), and so is one queue
+for each (`apart`).
 
-    kappa_n S + h <= (tau - Tc_n) R_n(b_n),   R_n(b) = b log2(1 + gamma_n / b),   sum_n b_n <= B
+    kappa_n S + h <= (tau - Tc_n) R_n(b_n),   R_n(b) = c log2(1 + gamma_n / c) with c = min(b, most_n)
+    sum_n b_n <= B,   b_n >= least_n
     delta_n(kappa): share of the update's energy that is left out, convex, falling, piecewise linear
     each round:  minimise over tau, b, kappa    V sum_n w_n delta_n(kappa_n) + Q tau                           (14)
+
+least_n is the narrowest share that can be sent in, most_n the one beyond which more band is of no use: 0 and infinite
+for links that can use any. R_n stays concave and does not fall.
 """
 
 from __future__ import annotations
@@ -34,6 +39,8 @@ class Clients:
         header_bit: h, bits that travel with any update (the bitmap); likewise.
         corner_share: kappa at the corners of delta, from the least one allowed to 1, shape [num_clients, num_corners].
         corner_residual: delta there, shape [num_clients, num_corners].
+        least_hz: narrowest share of the band; one number for all, or shape [num_clients].
+        most_hz: share beyond which the rate no longer grows, not below `least_hz`; likewise.
     """
 
     weight: np.ndarray
@@ -43,6 +50,8 @@ class Clients:
     header_bit: float | np.ndarray
     corner_share: np.ndarray
     corner_residual: np.ndarray
+    least_hz: float | np.ndarray = 0.0
+    most_hz: float | np.ndarray = np.inf
 
     @classmethod
     def of(
@@ -92,6 +101,60 @@ class Clients:
         """kappa_min of each client, shape [num_clients]."""
         return self.corner_share[:, 0]
 
+    @property
+    def limited(self) -> bool:
+        """Whether some share of the band is not free to be any."""
+        return bool(np.any(np.asarray(self.least_hz) > 0) or np.any(np.isfinite(self.most_hz)))
+
+    def rate_bit_s(self, bandwidth_hz: np.ndarray) -> np.ndarray:
+        """R_n(b_n), shape [..., num_clients].
+
+        Args:
+            bandwidth_hz: b, shape [..., num_clients].
+        """
+        return shared_rate_bit_s(np.minimum(bandwidth_hz, self.most_hz), self.gamma_hz)
+
+    def end_s(self, share: np.ndarray, bandwidth_hz: np.ndarray) -> np.ndarray:
+        """T_n = Tc_n + (kappa_n S + h) / R_n(b_n), shape [..., num_clients].
+
+        Args:
+            share: kappa, shape [..., num_clients].
+            bandwidth_hz: b, positive, likewise.
+        """
+        return self.compute_s + (share * self.payload_bit + self.header_bit) / self.rate_bit_s(bandwidth_hz)
+
+    def equal_shares(self, total_hz: float) -> np.ndarray:
+        """Shares as equal as the limits allow, in hertz, shape [num_clients].
+
+        Nobody gets more than is of use; what floors take beyond B / N, the others lack.
+
+        Args:
+            total_hz: B.
+        """
+        count = len(self.weight)
+        least_hz, most_hz = (np.broadcast_to(one, self.weight.shape) for one in (self.least_hz, self.most_hz))
+        lifted = np.zeros(count, bool)
+        while True:
+            level_hz = (total_hz - least_hz[lifted].sum()) / max(count - int(lifted.sum()), 1)
+            fresh = ~lifted & (least_hz > level_hz)
+            if not fresh.any():
+                return np.minimum(np.where(lifted, least_hz, level_hz), most_hz)
+            lifted |= fresh
+
+    def shortage(self, total_hz: float) -> str:
+        """By how much the narrowest shares together exceed the band, in words; empty where they do not.
+
+        Args:
+            total_hz: B.
+        """
+        needed_hz = float(np.broadcast_to(self.least_hz, self.weight.shape).sum())
+        if needed_hz <= total_hz * (1 + 1e-12):
+            return ""
+        return (
+            f"the narrowest shares of {len(self.weight)} clients add up to {needed_hz:.6g} Hz,"
+            f" {needed_hz - total_hz:.4g} Hz more than the band of {total_hz:g} Hz"
+        )
+
     def lost(self, share: np.ndarray) -> np.ndarray:
         """delta_n(kappa_n), shape [..., num_clients].
 
@@ -119,9 +182,14 @@ class Clients:
             total_hz: B.
 
         Returns:
-            tau in seconds; b in hertz, shape [num_clients].
+            tau in seconds, infinite where the narrowest shares exceed the band; b in hertz, shape [num_clients].
         """
-        found = min_max_share(share * self.payload_bit + self.header_bit, self.compute_s, self.gamma_hz, total_hz)
+        bits = share * self.payload_bit + self.header_bit
+        if not self.limited:
+            found = min_max_share(bits, self.compute_s, self.gamma_hz, total_hz)
+        else:
+            least_hz, most_hz = (np.broadcast_to(one, self.weight.shape) for one in (self.least_hz, self.most_hz))
+            found = min_max_share(bits, self.compute_s, self.gamma_hz, total_hz, least=least_hz, most=most_hz)
         return float(found.value), found.share
 
     def sent(self, bandwidth_hz: np.ndarray, latency_s: np.ndarray | float) -> np.ndarray:
@@ -131,7 +199,7 @@ class Clients:
             bandwidth_hz: b, shape [..., num_clients].
             latency_s: tau, shape [..., 1] or a scalar.
         """
-        bits = (latency_s - self.compute_s) * shared_rate_bit_s(bandwidth_hz, self.gamma_hz)
+        bits = (latency_s - self.compute_s) * self.rate_bit_s(bandwidth_hz)
         return np.minimum((bits - self.header_bit) / self.payload_bit, 1.0)
 
     def rounded_down(self, share: np.ndarray) -> np.ndarray:
@@ -142,6 +210,29 @@ class Clients:
         """
         reached = self.corner_share <= share[:, None] + 1e-7
         return np.take_along_axis(self.corner_share, np.maximum(reached.sum(axis=1) - 1, 0)[:, None], axis=1)[:, 0]
+
+    def only(self, client: int) -> Clients:
+        """One of the clients alone.
+
+        Args:
+            client: its number.
+        """
+        one = slice(client, client + 1)
+        payload_bit, header_bit, least_hz, most_hz = (
+            np.broadcast_to(value, self.weight.shape)[one]
+            for value in (self.payload_bit, self.header_bit, self.least_hz, self.most_hz)
+        )
+        return Clients(
+            self.weight[one],
+            self.compute_s[one],
+            self.gamma_hz[one],
+            payload_bit,
+            header_bit,
+            self.corner_share[one],
+            self.corner_residual[one],
+            least_hz,
+            most_hz,
+        )
 
     def at(self, gamma_hz: np.ndarray) -> Clients:
         """The same clients in another round's channels, shape [num_clients]."""

@@ -1,32 +1,39 @@
 """A round of TSFA from what a server can know: residual curves of received pairs, bits of a selection, the decision.
 
 The residual curve delta_n of a node is that of the pairs' energies I_i^2 which the server saw last: pairs that did not
-travel keep their older value. The paper's equations are not available; that the server knows the curves in this way is
-our reading, and so are the rules to compare with.
+travel keep their older value. The latency that a queue grows by is measured: of the round, or of each node from the
+round's start to the end of its own sending. The paper's equations are not available; that the server knows the curves
+in this way is our reading, and so are the rules to compare with.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal, TypeAlias
 
 import numpy as np
 
 from testbed.core.adapter import Layout
-from testbed.core.orders import Part, Payload
+from testbed.core.orders import Collected, Part, Payload, Trained, Uplink
 from testbed.lora.choice import part_mask
 from testbed.lora.sparse_orthogonal import EnergyCurve, RankPairs, residual_curve, update_energies
+from testbed.opt.lyapunov import VirtualQueues
 from testbed.opt.solution import Solution
 from testbed.phy import payload as coding
-from testbed.phy.rate import shared_rate_bit_s
-from testbed.problems.digital_order import update_bits
-from testbed.problems.tsfa.horizon import POLICIES
+from testbed.problems.digital_order import ShareLimits, air_seconds, trained_s, update_bits
+from testbed.problems.tsfa.horizon import decided
 from testbed.problems.tsfa.model import Clients
-from testbed.problems.tsfa.slot import RoundDecision, ends
+from testbed.problems.tsfa.slot import RoundDecision, ends, infeasible_round
 
 Selection: TypeAlias = Literal["pairs", "separate", "random", "scores", "values", "all"]
 Controller: TypeAlias = Literal["lyapunov", "myopic", "fixed"]
+
+_TURNS = 8
+"""Decisions that are tried where the rate is a staircase."""
+
+_AGREED = 0.01
+"""Part of the end by which a decision and the staircase may differ."""
 
 _MOST_CORNERS = 32
 """Of a residual curve: a chord over several pairs lies above it, and every corner is a whole number of pairs."""
@@ -72,7 +79,8 @@ def node_curves(
         pairs: of the layout.
         rank: structural rank.
         names: whose curves.
-        seen: node -> I_i^2, shape [num_pairs]; the mean of the others stands in for a node that was never heard.
+        seen: node -> I_i^2, shape [num_pairs]; the mean of the others stands in for a node that was never heard, and
+            pairs that never travelled count, for their size, as much as the least of those that did.
         decay: ratio of a singular value to the one before, where nobody was heard.
     """
     active = active_pairs(pairs, rank)
@@ -82,8 +90,9 @@ def node_curves(
     curves = []
     for name in names:
         own = seen.get(name, shared)
-        squares = own if own[active].sum() > 0 else shared
-        curves.append(residual_curve(squares[active], pairs.num_values[active]))
+        squares, sizes = (own if own[active].sum() > 0 else shared)[active], pairs.num_values[active]
+        least = float((squares / sizes)[squares > 0].min())
+        curves.append(residual_curve(np.where(squares > 0, squares, least * sizes), sizes))
     return curves
 
 
@@ -95,7 +104,7 @@ def round_clients(
     curves: Sequence[EnergyCurve],
     num_pairs: int,
     least: float,
-    attained: Sequence[float],
+    limits: ShareLimits | None = None,
 ) -> Clients:
     """The clients of a round, each with a curve of its own.
 
@@ -107,9 +116,8 @@ def round_clients(
         curves: delta_n.
         num_pairs: that may travel; kappa is a multiple of its inverse.
         least: kappa_min.
-        attained: part of R_n at which each client's bytes travel: as if it had so many more of them.
+        limits: of the shares of the band; none if absent.
     """
-    slow = 1.0 / np.asarray(attained, np.float64)
     first = Clients.of(
         np.asarray(weights, np.float64), np.asarray(compute_s, np.float64), gamma_hz, *bits, curves[0], 1.0
     )
@@ -118,50 +126,166 @@ def round_clients(
     share = counts / num_pairs if len(counts) > 1 else np.array([1.0, 1.0])
     return replace(
         first,
-        payload_bit=bits[0] * slow,
-        header_bit=bits[1] * slow,
         corner_share=np.broadcast_to(share, (len(curves), len(share))),
         corner_residual=np.stack([curve(share) for curve in curves]),
+        least_hz=0.0 if limits is None else limits.least_hz,
+        most_hz=np.inf if limits is None else limits.most_hz,
     )
+
+
+def latency_queues(
+    num_nodes: int, limit_s: float, own_s: Sequence[float], initial_s: float, *, each: bool
+) -> VirtualQueues:
+    """One queue for the round's end, or one for the finishing time of each node.
+
+    Args:
+        num_nodes: of the fleet.
+        limit_s: T_bar.
+        own_s: with `each`, limits of the nodes in turn, repeated; `limit_s` for all if empty.
+        initial_s: Q(0).
+        each: a queue for each.
+    """
+    if not each:
+        return VirtualQueues.at_most(limit_s, initial_s)
+    return VirtualQueues.at_most(np.resize(own_s or [limit_s], num_nodes), initial_s)
+
+
+def queues_of(queues: VirtualQueues, names: Sequence[str], chosen: Sequence[str]) -> VirtualQueues:
+    """The queues of some nodes.
+
+    Args:
+        queues: of all nodes in the order of `names`.
+        names: of the fleet.
+        chosen: whose, in this order.
+    """
+    rows = [list(names).index(name) for name in chosen]
+    limit, backlog, initial, total = (one[rows] for one in (queues.limit, queues.backlog, queues.initial, queues.total))
+    return VirtualQueues(limit, backlog, initial, total, queues.slots)
+
+
+def ready_s(trained: Trained, names: Iterable[str], *, together: bool) -> list[float]:
+    """Seconds until each node can send: its own training, or the slowest's where all begin together.
+
+    Args:
+        trained: what training took.
+        names: whose.
+        together: nobody sends before everybody has trained.
+    """
+    last_s = trained_s(trained)
+    return [last_s if together else trained.results[name].seconds for name in names]
+
+
+def latencies_s(
+    queues: VirtualQueues,
+    names: Sequence[str],
+    trained: Trained,
+    uplinks: Mapping[str, Uplink],
+    collected: Collected,
+    *,
+    together: bool,
+    each: bool,
+) -> np.ndarray:
+    """What the queues grow by, as measured: the round's seconds, or T_n, the end of each node's own sending.
+
+    Who is missing counts until the round's end; who did not train counts as its limit, which leaves its queue alone.
+
+    Args:
+        queues: with their limits.
+        names: of the fleet.
+        trained, uplinks, collected: of the round.
+        together: nobody sends before everybody has trained.
+        each: there is a queue for each node.
+
+    Returns:
+        shape [num_queues].
+    """
+    round_s, sent_s = trained_s(trained) + collected.spent.seconds, air_seconds(uplinks, collected)
+    if not each:
+        return np.array([round_s])
+    known = [name for name in names if name in trained.results]
+    own_s = {
+        name: before_s + sent_s.get(name, 0.0)
+        for name, before_s in zip(known, ready_s(trained, known, together=together), strict=True)
+    }
+    own_s |= dict.fromkeys(collected.missing, round_s)
+    return np.array([own_s.get(name, limit_s) for name, limit_s in zip(names, queues.limit.tolist(), strict=True)])
 
 
 def decide(
     clients: Clients,
     total_hz: float,
-    backlog_s: float,
+    queues: VirtualQueues,
     tradeoff: float,
-    limit_s: float,
     controller: Controller,
     *,
     keep: float = 1.0,
     equal: bool = False,
+    each: bool = False,
+    attained: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Solution[RoundDecision]:
     """The round's ratios, shares and end.
+
+    Where links reach a part of R(b) that is a staircase in b, the round is decided with the parts of the shares before,
+    again and again; the decision counts whose end lies closest to what the parts of its own shares make of it.
 
     Args:
         clients: of the round.
         total_hz: B.
-        backlog_s: Q.
+        queues: Q and T_bar: one, or with `each` one for each client.
         tradeoff: V.
-        limit_s: T_bar.
-        controller: drift plus penalty; every round ends at the limit; one ratio for all rounds.
+        controller: drift plus penalty; every round ends at the limit, the least of several; one ratio for all rounds.
         keep: of controller fixed.
         equal: B / N for everybody: with lyapunov the best end for these shares, with fixed the end they lead to.
+        each: the queues are those of the clients' finishing times.
+        attained: shares of the band -> part of R(b) that each client reaches there; all of it if absent.
     """
-    if controller == "lyapunov":
-        return POLICIES["equal-band" if equal else "tsfa"](clients, total_hz, backlog_s, tradeoff, limit_s, True)
-    if controller == "myopic":
-        return POLICIES["myopic"](clients, total_hz, backlog_s, tradeoff, limit_s, True)
+    if attained is None:
+        return _decide(clients, total_hz, queues, tradeoff, controller, keep, equal, each)
+    share_hz, nearest, best = clients.equal_shares(total_hz), np.inf, None
+    for _ in range(_TURNS):
+        found = _decide(_slowed(clients, attained(share_hz)), total_hz, queues, tradeoff, controller, keep, equal, each)
+        if not found.found:
+            return found
+        share_hz = found.point.bandwidth_hz
+        end_s = float(np.max(_slowed(clients, attained(share_hz)).end_s(found.point.share, share_hz)))
+        off = abs(end_s / found.point.latency_s - 1.0)
+        if best is None or off < nearest:
+            nearest, best = off, replace(found, point=replace(found.point, latency_s=end_s))
+        if off < _AGREED:
+            break
+    assert best is not None
+    return best
+
+
+def _slowed(clients: Clients, attained: np.ndarray) -> Clients:
+    """Clients whose bytes travel at a part of R_n: as if they had so many more of them."""
+    return replace(clients, payload_bit=clients.payload_bit / attained, header_bit=clients.header_bit / attained)
+
+
+def _decide(
+    clients: Clients,
+    total_hz: float,
+    queues: VirtualQueues,
+    tradeoff: float,
+    controller: Controller,
+    keep: float,
+    equal: bool,
+    each: bool,
+) -> Solution[RoundDecision]:
+    if controller != "fixed":
+        policy = "myopic" if controller == "myopic" else ("equal-band" if equal else "tsfa")
+        return decided(clients, total_hz, queues, tradeoff, policy, each=each)
+    if message := clients.shortage(total_hz):
+        return infeasible_round(clients, total_hz, message)
     share = clients.rounded_down(np.clip(np.full(clients.weight.shape, keep), clients.least, 1.0))
     if equal:
-        bandwidth_hz = np.full(clients.weight.shape, total_hz / len(clients.weight))
-        rate_bit_s = shared_rate_bit_s(bandwidth_hz, clients.gamma_hz)
-        end_s = float(np.max(clients.compute_s + (share * clients.payload_bit + clients.header_bit) / rate_bit_s))
+        bandwidth_hz = clients.equal_shares(total_hz)
+        end_s = float(np.max(clients.end_s(share, bandwidth_hz)))
     else:
         end_s, bandwidth_hz = clients.earliest(share, total_hz)
     lost = float(clients.penalty(share))
     decision = RoundDecision(share, bandwidth_hz, end_s, lost, *ends(clients, total_hz))
-    return Solution(decision, tradeoff * lost + backlog_s * end_s, "unfinished")
+    return Solution(decision, tradeoff * lost, "feasible")
 
 
 def sparse_payload(

@@ -19,6 +19,7 @@ from testbed.lora.refactor import mean_product
 from testbed.lora.sparse_baselines import update_spectra
 from testbed.lora.sparse_orthogonal import RankPairs
 from testbed.lora.switch import slice_mask
+from testbed.problems.digital_order import ShareLimits
 from testbed.problems.tsfa.rank import Candidate, weigh_ranks
 
 
@@ -35,6 +36,9 @@ def pilot_candidates(
     value_bit: int,
     costs: tuple[float, float, float],
     decay: float,
+    *,
+    attained: np.ndarray | float = 1.0,
+    limits: ShareLimits | None = None,
 ) -> tuple[Candidate, ...]:
     """What each rank would cost and lose.
 
@@ -51,6 +55,8 @@ def pilot_candidates(
         value_bit: q.
         costs: of rank residual, sparsification and covariance.
         decay: ratio of a singular value to the one before, where the updates are empty.
+        attained: part of its rate at which each client's bytes travel, shape [num_clients] or one for all.
+        limits: of the shares of the band, instead of `total_hz`.
     """
     pairs = RankPairs.of(layout)
     names = sorted(updates)
@@ -77,9 +83,12 @@ def pilot_candidates(
         len(pairs.down),
         compute_s,
         gamma_hz,
-        total_hz,
+        total_hz if limits is None else limits.total_hz,
         limit_s,
         costs,
+        attained=attained,
+        least_hz=0.0 if limits is None else limits.least_hz,
+        most_hz=np.inf if limits is None else limits.most_hz,
     )
 
 

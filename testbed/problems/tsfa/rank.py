@@ -56,6 +56,10 @@ def weigh_ranks(
     total_hz: float,
     limit_s: float,
     costs: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    *,
+    attained: np.ndarray | float = 1.0,
+    least_hz: np.ndarray | float = 0.0,
+    most_hz: np.ndarray | float = np.inf,
 ) -> tuple[Candidate, ...]:
     """All ranks, in the order given. The best is the one of least score.
 
@@ -71,6 +75,8 @@ def weigh_ranks(
         total_hz: B.
         limit_s: mean latency.
         costs: c_1, c_2, c_3.
+        attained: part of its rate at which each client's bytes travel, shape [num_clients] or one for all.
+        least_hz, most_hz: limits of the shares of the band, that broadcast to the shape of `gamma_hz`.
 
     Raises:
         ValueError: a rank below 1, or a spectrum without energy.
@@ -78,6 +84,9 @@ def weigh_ranks(
     energy = np.square(np.sort(np.asarray(spectrum, np.float64))[::-1])
     if min(ranks) < 1 or not energy.sum() > 0:
         raise ValueError("ranks start at 1, and a spectrum needs energy")
+    limited = bool(np.any(np.asarray(least_hz) > 0) or np.any(np.isfinite(most_hz)))
+    least_all, most_all = (np.broadcast_to(one, gamma_hz.shape) if limited else None for one in (least_hz, most_hz))
+    before_s = np.broadcast_to(compute_s, gamma_hz.shape)
     found = []
     for rank, drift in zip(ranks, covariance, strict=True):
         payload_bit, header_bit = float(rank * values_per_rank * value_bit), float(rank * num_modules)
@@ -86,8 +95,10 @@ def weigh_ranks(
         beyond = float(energy[rank:].sum() / energy.sum())
 
         def mean_s(keep: float, payload: float = payload_bit, header: float = header_bit) -> float:
-            work = np.full(gamma_hz.shape, keep * payload + header)
-            return float(np.mean(min_max_share(work, np.broadcast_to(compute_s, work.shape), gamma_hz, total_hz).value))
+            work = np.broadcast_to((keep * payload + header) / np.asarray(attained), gamma_hz.shape)
+            return float(
+                np.mean(min_max_share(work, before_s, gamma_hz, total_hz, least=least_all, most=most_all).value)
+            )
 
         least = 1.0 / rank
         keep, latency_s = _largest_keep(mean_s, least, limit_s)

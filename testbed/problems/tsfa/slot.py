@@ -6,7 +6,8 @@ the band. At a price mu of the band a client buys the pieces of its curve whose 
     w_n |delta'_j| (tau - Tc_n) R_n'(b) / S = mu        inside piece j,
 
 in closed form: with u = gamma / b, R' ln 2 = ln(1 + u) - u / (1 + u) is inverted by Lambert's W. The price is found by
-bisection. In tau the problem need not be convex: a grid over [tau_min, tau_max] is searched first, then
+bisection. Where shares of the band are limited, the pieces are cut where they leave the limits; what nobody can use is
+left over. In tau the problem need not be convex: a grid over [tau_min, tau_max] is searched first, then
 finer ones around its best.
 """
 
@@ -85,6 +86,11 @@ def _allocated(clients: Clients, total_hz: float, latency_s: np.ndarray, *, tole
     bits = clients.corner_share * payload_bit + header_bit
     # b at the corners, [num, num_clients, num_corners]; beyond the band is beyond reach
     corner_hz = np.minimum(bandwidth_for_hz(bits / window_s, gamma_hz), 4.0 * total_hz)
+    if clients.limited:
+        least_hz, most_hz = (
+            np.broadcast_to(one, clients.weight.shape)[:, None] for one in (clients.least_hz, clients.most_hz)
+        )
+        corner_hz = np.clip(corner_hz, least_hz, most_hz)
     slope = -np.diff(clients.corner_residual) / np.maximum(np.diff(clients.corner_share), 1e-300)
     worth = weight * slope * window_s / payload_bit
     lowest_hz = np.maximum(corner_hz, 1e-9 * total_hz)
@@ -160,13 +166,15 @@ def solve_round(
 
     Returns:
         The decision. Status optimal: the best of a grid of ends, refined to 1e-9 of it; feasibility is by how much the
-        band is overfilled.
+        band is overfilled. Status infeasible where the narrowest shares exceed the band.
 
     Raises:
         ValueError: a negative queue or V, or a band that is not positive.
     """
     if not (backlog_s >= 0 and tradeoff >= 0 and total_hz > 0):
         raise ValueError(f"queue {backlog_s:g} and V {tradeoff:g} must not be negative, the band {total_hz:g} positive")
+    if message := clients.shortage(total_hz):
+        return infeasible_round(clients, total_hz, message)
     earliest_s, latest_s = ends(clients, total_hz)
     if backlog_s == 0 and tradeoff > 0:
         low_s = high_s = latest_s
@@ -188,6 +196,21 @@ def solve_round(
     value = tradeoff * decision.penalty + backlog_s * best_s
     over = max(float(bandwidth_hz.sum()) / total_hz - 1.0, 0.0)
     return Solution(decision, value, "optimal", feasibility=over, iterations=len(trace), trace=tuple(trace))
+
+
+def infeasible_round(clients: Clients, total_hz: float, message: str) -> Solution[RoundDecision]:
+    """No decision, and why: all its numbers are NaN.
+
+    Args:
+        clients: of the round.
+        total_hz: B.
+        message: which limit fails, and by how much.
+    """
+    nothing = np.full(clients.weight.shape, np.nan)
+    needed_hz = float(np.broadcast_to(clients.least_hz, clients.weight.shape).sum())
+    decision = RoundDecision(nothing, nothing, np.nan, np.nan, np.nan, np.nan)
+    excess = max(needed_hz / total_hz - 1.0, 0.0)
+    return Solution(decision, np.inf, "infeasible", feasibility=excess, message=message)
 
 
 def _best_end(

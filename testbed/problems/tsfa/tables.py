@@ -15,6 +15,9 @@ class ClientSpec(InstanceSpec):
     power_w: float = Field(0.1, gt=0, description="p, transmit power")
     compute_s: float = Field(2.0, ge=0, description="Tc, seconds of local training")
     samples: float = Field(1.0, gt=0, description="D, rows it owns; its weight is D over all")
+    latency_s: float | None = Field(
+        None, gt=0, description="with queues = each: mean seconds until this client ends; that of the file if absent"
+    )
 
 
 class DrawSpec(InstanceSpec):

@@ -1,9 +1,13 @@
 """Learning over digital uplinks in a narrow band: JCPBA, SOFT with TSFA, and what they are compared with.
 
     .venv/bin/python -m benchmarks.digital_learning [DATA] [--quick] [--sets sst2] [--bases tiny] [--methods NAME ...]
+    .venv/bin/python -m benchmarks.digital_learning --base FOLDER
 
-Ten unlike boards share 150 kHz (bench `cell`): training and sending take about as long, powers differ by 20 dB and
-processors by ten. Links are error-free at the Shannon rate less 3 dB; the channel is simulated at the level of symbols.
+Ten unlike boards share 150 kHz (bench `cell`, whose boards here take five times as many cycles for a token): training
+and sending take about as long, powers differ by 20 dB and processors by ten. All seven projections of a layer are
+adapted, so that pruning shrinks what is sent. Links are error-free at the Shannon rate less 3 dB; with every method a
+board sends as soon as it has trained. The channel is simulated at the level of symbols. `--base` takes any local model
+folder; of one that `benchmarks.prepared_base` made, the rows that it left for the boards are used.
 DATA is a folder with gsm8k/, dbpedia14/, sst2/ and models/stories260K, by default what TESTBED_SHARED_DATA names, else
 ../shared/data. The topics of DBpedia stand in for those of Yahoo Answers, whose data may not be passed on. Classes are
 dealt unevenly (Dirichlet, 0.5), GSM8K at random.
@@ -13,20 +17,22 @@ test loss and accuracy after the last round, megabytes on air, simulated seconds
 seconds until the target, and how many seeds reached it; and, seed by seed, differences and ratios to the methods that
 the papers' abstracts speak of. The target is where whole updates in 32 bits ("ideal") have come nine tenths of their
 way. Seconds are those of the simulated clock: training by the bench's cycles, sending by the rates. Core seconds are
-this machine's for the whole simulation of that many rounds, every board and the controller together.
+this machine's for the whole simulation of that many rounds, every board and the controller together; at the end stands
+what a run of each method has cost, from which a campaign can be planned.
 
 Whether an abstract's claim holds is decided by the interval, not by the mean; where it contains no difference, or ends
-within it, that is said. What is finished is kept (--store). `--quick` takes a few minutes and shows no more than that
-everything works.
+within it, that is said. What is finished is kept (--store). `--quick` takes a few minutes on two cores: every kind of
+method, but so few rounds, seeds and test rows that it shows no more than that everything works.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,15 +64,6 @@ class Method:
     limited: bool = False
 
 
-def largest_values(feedback: bool) -> str:
-    """Top-k at a tenth over equal shares, where who has trained sends at once: FedIT, but for what is sent."""
-    return (
-        "scheme={name='soft-tsfa', selection='values', controller='fixed', keep=0.1, bandwidth='equal', "
-        f"deadline=false, orthogonality=0.0, error_feedback={str(feedback).lower()}, "
-        "uplink={link='ideal', payload='float16'}}"
-    )
-
-
 METHODS = (
     Method(IDEAL, "soft-ideal"),
     Method(FEDIT, "jcpba-none-equal"),
@@ -90,22 +87,52 @@ METHODS = (
     Method("FFA-LoRA", "jcpba-none-equal", ("lora.freeze_a=true",)),
     Method("FlexLoRA", "soft-flexlora"),
     Method("HetLoRA", "soft-hetlora"),
+    Method("HetLoRA, ranks fixed", "soft-hetlora-fixed"),
+    Method("FSLoRA", "soft-fslora"),
     Method("FLoRA", "soft-flora"),
     Method("FedSVD", "soft-fedsvd"),
     Method("EcoLoRA", "soft-ecolora"),
     Method("FedSRD", "soft-fedsrd"),
-    Method("top-k", "soft-topk", (largest_values(False),)),
-    Method("top-k, feedback", "soft-topk-feedback", (largest_values(True),)),
+    Method("FedSRD in turn", "soft-fedsrd", ("scheme.aggregation=alternating",)),
+    Method("top-k", "soft-topk"),
+    Method("top-k, feedback", "soft-topk-feedback"),
+    Method("top-k, Golomb", "soft-topk-golomb"),
 )
-QUICK = (IDEAL, FEDIT, JCPBA, "JCPBA bcd", "uniform, best shares", SOFT, "top-k, feedback")
+QUICK = (
+    IDEAL, FEDIT, JCPBA, "JCPBA bcd", "uniform, best shares", SOFT, "random pairs", "FFA-LoRA", "FlexLoRA", "HetLoRA",
+    "FSLoRA", "FLoRA", "FedSVD", "EcoLoRA", "FedSRD", "top-k, feedback",
+)  # fmt: skip
+
+_BOARDS = ((2, 10, 6e9), (2, -10, 6e9), (4, 0, 1.5e9), (1, 10, 6e8), (1, -10, 6e8))
+"""Of bench `cell`: how many, highest power in dBm, cycles a second."""
+_CYCLES = 1e7
+"""Of a token: with seven projections an update takes long to send, and so should training."""
+_NODES = ", ".join(
+    f"{{name='node-{{:02d}}', count={count}, max_power_dbm={power:.1f}, cpu_hz={speed}, cycles_per_token={_CYCLES}}}"
+    for count, power, speed in _BOARDS
+)
 
 COMMON = (
+    f"bench.nodes=[{_NODES}]",
     "bench.waveform.level=symbols",
-    "lora.targets=['q_proj', 'v_proj']",
     "audit=false",
 )
+LIMITS = ((10.5, 40), (5.0, 10))
+"""SOFT's mean round in seconds, and V, for stories260K and for prepared bases, whose updates are a third as long."""
+PREPARED = ("training.learning_rate=2e-3", "data.max_test=200")
+"""A base that knows its task takes smaller steps; its accuracy tells something, and so needs more rows."""
+QUICKER = ("data.max_train=300", "data.max_test=20")
 EXPECTED = ("scheme.tokens=400",)
 """What JCPBA assumes of a board's round until it has been measured: about what these trainings take."""
+
+
+def prepared(base: Path) -> tuple[str, int] | None:
+    """Data set and row length for which `benchmarks.prepared_base` made a folder; None of any other."""
+    facts = base / "prepared.json"
+    if not facts.is_file():
+        return None
+    recipe = json.loads(facts.read_text(encoding="utf-8"))["recipe"]
+    return recipe["template"], recipe["length"]
 
 
 def bases(data: Path) -> dict[str, str]:
@@ -290,6 +317,14 @@ def print_claims(study: Study) -> None:
         )
 
 
+def print_costs(study: Study, rounds: int) -> None:
+    """What the runs took of this machine; the first of a process also imports and loads."""
+    spent = {name: [one.cpu_s for one in runs.values()] for name, runs in study.runs.items() if runs}
+    total = sum(sum(one) for one in spent.values())
+    print(f"-- core seconds of a run of {rounds} rounds, median over seeds; all runs together {total / 60:.1f} minutes")
+    print(", ".join(f"{name} {np.median(one):.1f}" for name, one in spent.items()))
+
+
 def _less(estimate: Estimate, border: float, less: str, more: str) -> str:
     """What the interval says about a border."""
     if math.isnan(estimate.mean):
@@ -325,12 +360,40 @@ def _curve(study: Study, name: str, cost: Callable[[Finished, int], float]) -> L
     return Line(name, x, np.array([np.mean([loss[index] for loss in losses]) for index in places]))
 
 
+def jobs(options: argparse.Namespace) -> Iterator[tuple[str, tuple[str, ...], tuple[str, ...]]]:
+    """Title, overrides and limit of every base with every data set; a prepared base goes with its own rows alone."""
+    data, known = options.data.resolve(), bases(options.data.resolve())
+    folders = {base: Path(known[base]) for base in options.bases}
+    for folder in options.base or ():
+        if not folder.is_dir():
+            raise SystemExit(f"--base {folder}: there is no such folder; python -m benchmarks.prepared_base makes one")
+    if options.base:
+        folders = {folder.name: folder.resolve() for folder in options.base}
+    for label, folder in folders.items():
+        own = prepared(folder)
+        for name in options.sets if own is None else [own[0]]:
+            overrides = (f"model.base={known.get(label, folder)}", *sets(data)[name])
+            if own is not None:
+                source, length = folder / "data", own[1]
+                overrides = (*overrides, f"data.source={source}", f"training.sequence_length={length}", *PREPARED)
+            limit_s, tradeoff = LIMITS[own is not None]
+            limit = (f"scheme.tradeoff={tradeoff}", f"scheme.latency_s={options.limit_s or limit_s}")
+            yield f"{name}, {label}", overrides, limit
+
+
 def main() -> int:
     """Run what is not yet finished, print the tables, draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = Path(os.environ.get("TESTBED_SHARED_DATA", "../shared/data"))
     parser.add_argument("data", type=Path, nargs="?", default=default)
     parser.add_argument("--bases", nargs="+", choices=tuple(bases(default)), default=["stories260K"])
+    parser.add_argument(
+        "--base",
+        type=Path,
+        nargs="+",
+        metavar="FOLDER",
+        help="local model folders instead; prepared ones for their set",
+    )
     parser.add_argument("--sets", nargs="+", choices=tuple(sets(default)), default=["dbpedia14", "gsm8k", "sst2"])
     parser.add_argument(
         "--methods", nargs="+", choices=[one.name for one in METHODS], metavar="NAME", help="only these"
@@ -338,53 +401,53 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--seeds", type=int, default=5, help="how many")
     parser.add_argument(
-        "--limit-s", type=float, default=1.8, dest="limit_s", help="SOFT's limit on the mean round, seconds"
+        "--limit-s", type=float, dest="limit_s", help="SOFT's limit on the mean round, seconds; by default what fits"
     )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes")
     parser.add_argument("--store", type=Path, default=Path("runs/digital_learning.jsonl"))
     parser.add_argument("--figure", type=Path, default=Path("runs/digital_learning.svg"))
     parser.add_argument("--workers", type=int, help="processes; one for each core by default")
-    parser.add_argument("--quick", action="store_true", help="three rounds of a few methods, two seeds, one data set")
+    parser.add_argument("--quick", action="store_true", help="two rounds of some methods, two seeds, one data set")
     options = parser.parse_args()
     if not options.data.is_dir():
         print(f"skipped: there is no folder {options.data}")
         return 0
-    data = options.data.resolve()
     wanted = options.methods or [one.name for one in METHODS]
     if options.quick:
-        options.rounds, options.seeds, options.sets = 3, 2, options.sets[:1]
+        options.rounds, options.seeds, options.sets = 2, 2, options.sets[:1]
         wanted = options.methods or list(QUICK)
     chosen = [one for one in METHODS if one.name in {*wanted, IDEAL, FEDIT}]
     complete, studies = True, []
-    for base in options.bases:
-        for name in options.sets:
-            common = (*COMMON, f"model.base={bases(data)[base]}", *sets(data)[name], f"rounds={options.rounds}")
-            limit = ("scheme.tradeoff=2", f"scheme.latency_s={options.limit_s}")
-            cells = {
-                (method.name, seed): Cell(
-                    f"{name}, {base}: {method.name}",
-                    method.preset,
-                    (
-                        *common,
-                        *method.changes,
-                        *(limit if method.limited else ()),
-                        *(EXPECTED if method.preset.startswith("jcpba") else ()),
-                        *options.changes,
-                    ),
-                    seed,
-                )
-                for method in chosen
-                for seed in range(1, options.seeds + 1)
-            }
-            results = run_campaign(list(cells.values()), options.store, workers=options.workers)
-            complete &= len(results) == len(cells)
-            runs: dict[str, dict[int, Finished]] = {}
-            for (method, seed), cell in cells.items():
-                if cell in results:
-                    runs.setdefault(method, {})[seed] = results[cell]
-            studies.append(Study(f"{name}, {base}", runs, options.seeds))
-            print_tables(studies[-1])
-            print_claims(studies[-1])
+    for title, overrides, limit in jobs(options):
+        cells = {
+            (method.name, seed): Cell(
+                f"{title}: {method.name}",
+                method.preset,
+                (
+                    *COMMON,
+                    *overrides,
+                    f"rounds={options.rounds}",
+                    *method.changes,
+                    *(limit if method.limited else ()),
+                    *(EXPECTED if method.preset.startswith("jcpba") else ()),
+                    *(QUICKER if options.quick else ()),
+                    *options.changes,
+                ),
+                seed,
+            )
+            for method in chosen
+            for seed in range(1, options.seeds + 1)
+        }
+        results = run_campaign(list(cells.values()), options.store, workers=options.workers)
+        complete &= len(results) == len(cells)
+        runs: dict[str, dict[int, Finished]] = {}
+        for (method, seed), cell in cells.items():
+            if cell in results:
+                runs.setdefault(method, {})[seed] = results[cell]
+        studies.append(Study(title, runs, options.seeds))
+        print_tables(studies[-1])
+        print_claims(studies[-1])
+        print_costs(studies[-1], options.rounds)
     write_figure(studies, options.figure)
     print(f"figure: {options.figure}")
     return int(not complete)

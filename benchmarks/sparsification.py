@@ -41,7 +41,8 @@ from nodes.uplink import Uplink
 from testbed.core.orders import Payload
 from testbed.core.specs import DataSpec, JobSpec, LoraSpec, ModelSpec, TrainingSpec
 from testbed.lora.covariance import product_energy
-from testbed.lora.sparse_baselines import core_svd, cross_scores, largest_values, separate_norms, values_bit
+from testbed.lora.refactor import product_svd
+from testbed.lora.sparse_baselines import cross_scores, largest_values, separate_norms, values_bit
 from testbed.lora.sparse_orthogonal import RankPairs, keep_best, update_energies
 from testbed.phy import payload as coding
 
@@ -178,7 +179,7 @@ def _encoding(update: Update, kind: Payload, repeats: int) -> float:
 
 def _core_encoded(update: Update, keep: float) -> bytes:
     """The largest triples of every module within the budget, as bytes."""
-    found = [core_svd(left, right) for left, right in update.products()]
+    found = [product_svd(left, right) for left, right in update.products()]
     parts = []
     squares, sizes = _triples(found)
     kept = keep_best(squares, sizes, keep * float(update.pairs.num_values.sum()))
@@ -218,7 +219,7 @@ def print_losses(name: str, trainer: Trainer, keeps: list[float]) -> None:
     for weight in (WEIGHT, 0.0):
         update = Update.of(trainer, weight)
         pairs, total = update.pairs, update.energy()
-        squares, sizes = _triples([core_svd(left, right) for left, right in update.products()])
+        squares, sizes = _triples([product_svd(left, right) for left, right in update.products()])
         energies = update_energies(pairs, update.before, update.change)
         scores = cross_scores(pairs, update.before, update.change)
         for keep in keeps:

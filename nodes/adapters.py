@@ -77,6 +77,33 @@ class FlatAdapter:
         return torch.from_numpy(~slice_mask(self.layout, ranks)).to(self.values.device)
 
     @contextmanager
+    def sketched(self, columns: tuple[int, ...]) -> Iterator[torch.Tensor]:
+        """Multiply what LoRA adds by rank / len(columns) for a while, as a sketch that keeps these ranks alone asks.
+
+        Args:
+            columns: ranks that are kept, counted from 0, ascending.
+
+        Yields:
+            where the values of the other ranks lie, bool, shape [layout.size].
+
+        Raises:
+            ValueError: a rank that the layout does not have.
+        """
+        from peft.tuners.lora import LoraLayer
+
+        beyond = torch.from_numpy(~part_mask(self.layout, Part(columns=columns))).to(self.values.device)
+        growth = max_rank(self.layout) / len(columns)
+        layers = [module for module in self.model.modules() if isinstance(module, LoraLayer)]
+        before = [dict(layer.scaling) for layer in layers]
+        for layer in layers:
+            layer.scaling.update({name: scale * growth for name, scale in layer.scaling.items()})
+        try:
+            yield beyond
+        finally:
+            for layer, scaling in zip(layers, before, strict=True):
+                layer.scaling.update(scaling)
+
+    @contextmanager
     def training(self, factors: Factors, ranks: int | None = None, part: Part = WHOLE) -> Iterator[torch.Tensor | None]:
         """Train only some of the factors for a while: the others get no gradient, and none is computed for them.
 
@@ -143,7 +170,7 @@ def attach(
     """
     from peft import LoraConfig, get_peft_model
 
-    check_targets(base, spec.targets)
+    turned = check_targets(base, spec.targets)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=spec.rank,
@@ -151,6 +178,7 @@ def attach(
         lora_dropout=spec.dropout,
         target_modules=list(spec.targets),
         bias="none",
+        fan_in_fan_out=turned,
     )
     model = get_peft_model(base, config)
     parameters = {

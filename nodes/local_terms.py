@@ -21,8 +21,9 @@ import numpy as np
 import torch
 
 from nodes.adapters import FlatAdapter
+from nodes.tail_penalty import TailPenalty
 from testbed.core.adapter import Factor, Layout
-from testbed.core.orders import WHOLE, Part
+from testbed.core.orders import WHOLE, Part, Tail
 from testbed.lora.choice import part_mask
 
 
@@ -106,22 +107,26 @@ class LocalTerms:
     """The gradient of one round's steps, beyond that of the data.
 
     Attributes:
-        published: adapter the round began with, shape [layout.size]; None where nothing asks for it.
+        start: adapter the round began with, shape [layout.size]; None where nothing asks for it.
+        published: adapter that the pull is to, shape [layout.size]; `start` if None.
         proximal: mu.
         drift: shape [layout.size], 0 where factors rest; None adds nothing.
         resting: places that are not trained, bool, shape [layout.size]; None if all are.
         max_norm: the data gradient with pull and penalty is shortened to this; None leaves it as it is.
         orthogonality: the penalty's gradient; None adds nothing.
         pulled: places to which the pull applies, 1 or 0, float32, shape [layout.size]; None for all.
+        tail: the gradient of the penalty on the last ranks; None adds nothing.
     """
 
-    published: torch.Tensor | None
+    start: torch.Tensor | None
     proximal: float
     drift: torch.Tensor | None
     resting: torch.Tensor | None
     max_norm: float | None
     orthogonality: Orthogonality | None = None
     pulled: torch.Tensor | None = None
+    published: torch.Tensor | None = None
+    tail: TailPenalty | None = None
 
     @classmethod
     def of(
@@ -134,11 +139,13 @@ class LocalTerms:
         max_norm: float | None,
         orthogonality: float = 0.0,
         pulled: Part = WHOLE,
+        published: np.ndarray | None = None,
+        tail: Tail | None = None,
     ) -> LocalTerms:
         """The terms of a round that begins with what the adapter holds now.
 
         Raises:
-            ProtocolError: a drift of another length.
+            ProtocolError: a drift or published adapter of another length.
         """
         added = None
         if drift is not None:
@@ -147,23 +154,31 @@ class LocalTerms:
             if resting is not None:
                 added.masked_fill_(resting, 0.0)
         keeps = proximal > 0 or resting is not None
-        published = adapter.values.clone() if keeps else None
+        start = adapter.values.clone() if keeps else None
+        centre = None
+        if published is not None and proximal > 0:
+            adapter.layout.unpack(published)
+            centre = torch.from_numpy(np.array(published, np.float32)).to(adapter.values.device)
         penalty = Orthogonality.of(adapter.layout, orthogonality) if orthogonality > 0 else None
         places = None
         if proximal > 0 and pulled != WHOLE:
             mask = part_mask(adapter.layout, pulled).astype(np.float32)
             places = torch.from_numpy(mask).to(adapter.values.device)
-        return cls(published, proximal, added, resting, max_norm, penalty, places)
+        last = None if tail is None else TailPenalty.of(adapter.layout, tail)
+        return cls(start, proximal, added, resting, max_norm, penalty, places, centre, last)
 
     def bend(self, flat: torch.nn.Parameter) -> None:
         """Turn the gradient of the data into that of the step, in place."""
         gradient = flat.grad
         assert gradient is not None  # a view that the backward pass has filled
-        if self.proximal > 0 and self.published is not None:
-            away = flat.detach() - self.published
+        centre = self.start if self.published is None else self.published
+        if self.proximal > 0 and centre is not None:
+            away = flat.detach() - centre
             gradient.add_(away if self.pulled is None else away * self.pulled, alpha=self.proximal)
         if self.orthogonality is not None:
             self.orthogonality.add_gradient(flat.detach(), gradient)
+        if self.tail is not None:
+            self.tail.add_gradient(flat.detach(), gradient)
         if self.resting is not None:
             gradient.masked_fill_(self.resting, 0.0)
         if self.max_norm is not None:
@@ -173,5 +188,5 @@ class LocalTerms:
 
     def rest(self, flat: torch.nn.Parameter) -> None:
         """Put what rests back to where they were: weight decay moves them without any gradient."""
-        if self.resting is not None and self.published is not None:
-            flat.data.copy_(torch.where(self.resting, self.published, flat.data))
+        if self.resting is not None and self.start is not None:
+            flat.data.copy_(torch.where(self.resting, self.start, flat.data))

@@ -31,7 +31,7 @@ from nodes.pruning import Pruner, PruningFacts
 from nodes.tokens import Batch, Encoded, Encoder, collate
 from testbed.core.adapter import Layout
 from testbed.core.errors import ConfigError, ProtocolError
-from testbed.core.orders import WHOLE, Part, Pruning
+from testbed.core.orders import WHOLE, Part, Pruning, Tail
 from testbed.core.specs import JobSpec
 from testbed.lora.refactor import Stack
 
@@ -186,9 +186,12 @@ class Trainer:
         pruning: Pruning | None = None,
         ranks: int | None = None,
         others: Literal["frozen", "absent"] = "frozen",
+        sketch: tuple[int, ...] | None = None,
+        tail: Tail | None = None,
         orthogonality: float = 0.0,
         part: Part = WHOLE,
         pulled: Part = WHOLE,
+        published: np.ndarray | None = None,
         progress: Callable[[float], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> TrainOutcome:
@@ -200,9 +203,10 @@ class Trainer:
             start: flat adapter to begin with, shape [layout.size]; left as it is.
             local_steps: optimiser steps; those of the job by default.
             batch_size: rows of a forward pass; that of the job by default.
-            proximal, drift, factors, ranks, others, orthogonality, part, pulled: as of `testbed.core.orders.Work`,
-                carried out by `nodes.local_terms`.
+            proximal, drift, factors, ranks, others, sketch, tail, orthogonality, part, pulled: as of
+                `testbed.core.orders.Work`, carried out by `nodes.local_terms`.
             pruning: as of `testbed.core.orders.Work`, carried out by `nodes.pruning`.
+            published: flat adapter that `proximal` pulls to, shape [layout.size]; `start` by default.
             progress: called after each step with the fraction done.
             should_stop: asked after each step; True ends the round early.
 
@@ -225,6 +229,9 @@ class Trainer:
             steps = self.num_steps(node, local_steps=local_steps, batch_size=batch_size)
             net.adapter.write(net.gathered(start))
             beyond = net.adapter.beyond(ranks) if others == "absent" else None
+            if sketch is not None:
+                beyond = stack.enter_context(net.adapter.sketched(sketch))
+                part = replace(part, columns=sketch)
             if beyond is not None:
                 net.adapter.values.masked_fill_(beyond, 0.0)
             resting = stack.enter_context(net.adapter.training(factors, ranks, part))
@@ -235,7 +242,9 @@ class Trainer:
                 resting=resting,
                 max_norm=self.job.training.max_grad_norm,
                 orthogonality=orthogonality,
+                tail=tail,
                 pulled=pulled,
+                published=None if published is None else net.gathered(published),
             )
             batches = self._batches(node, seeds, batch_size or self.job.training.batch_size)
             done = self._steps(net, terms, seeds, steps, batches, progress, should_stop)

@@ -257,7 +257,8 @@ class Worker:
         outcome = trainer.train(
             request.node,
             request.round_index,
-            node.adapter,
+            node.scored if request.beside else node.adapter,
+            published=node.adapter if request.beside else None,
             local_steps=request.local_steps,
             batch_size=request.batch_size,
             proximal=request.proximal,
@@ -266,6 +267,8 @@ class Worker:
             pruning=request.pruning,
             ranks=request.ranks,
             others=request.others,
+            sketch=request.sketch,
+            tail=request.tail,
             orthogonality=request.orthogonality,
             part=request.part,
             pulled=request.pulled,
@@ -276,7 +279,7 @@ class Worker:
         spent = node.devices.meter.end(
             num_tokens=outcome.num_tokens, cpu_hz=request.cpu_hz, work_share=pruned.work_share
         )
-        update = node.take(outcome.vector, trainer.layout, keep=request.keep)
+        update = node.take(outcome.vector, trainer.layout, keep=request.keep, beside=request.beside)
         self._say(
             request,
             messages.TrainDone,
@@ -376,7 +379,8 @@ class Worker:
         node, trainer = self._node(request.node), self._trained(request.node)
         self.say(messages.Progress(node=request.node, activity="evaluating", fraction=0.0), {})
         own = request.node if request.personal else None
-        sums = trainer.evaluate(node.adapter, shard=request.shard, num_shards=request.num_shards, node=own)
+        vector = node.scored if request.personal else node.adapter
+        sums = trainer.evaluate(vector, shard=request.shard, num_shards=request.num_shards, node=own)
         self._say(
             request,
             messages.EvaluateDone,

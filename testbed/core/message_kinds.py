@@ -9,7 +9,7 @@ from pydantic import Field
 from testbed.core.adapter import Layout
 from testbed.core.bench import WaveformSpec
 from testbed.core.message_bases import Request, Said
-from testbed.core.orders import WHOLE, Alignment, Part, Payload, Pruning
+from testbed.core.orders import WHOLE, Alignment, Part, Payload, Pruning, Tail
 from testbed.core.own_messages import Own, SendOwn, SetOwn
 from testbed.core.specs import DataSpec, JobSpec
 
@@ -199,11 +199,14 @@ class TrainTask(Request):
     pruning: Pruning | None = None
     ranks: int | None = None
     others: Literal["frozen", "absent"] = "frozen"
+    sketch: tuple[int, ...] | None = None
+    tail: Tail | None = None
     orthogonality: float = 0.0
     part: Part = WHOLE
     pulled: Part = WHOLE
     objective: Alignment | None = None
     keep: bool = False
+    beside: bool = False
 
 
 class MeasureGradients(Request):

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias, TypeVar, cast
 import numpy as np
 
 from testbed.core.uplinks import WHOLE, Analogue, Digital, Ideal, MajorityVote, OneBit, Part, Payload, Uplink
-from testbed.core.work import Alignment, LocalResult, Pruning, Work
+from testbed.core.work import Alignment, LocalResult, Pruning, Tail, Work
 
 __all__ = [
     "ORDERS",
@@ -48,6 +48,7 @@ __all__ = [
     "Sounding",
     "Spent",
     "Steps",
+    "Tail",
     "Together",
     "Train",
     "Trained",

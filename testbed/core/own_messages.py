@@ -19,7 +19,8 @@ class SendOwn(Request):
 
 class Own(Request):
     """Answer to `SendOwn`. Arrays, float32: `own`, its values outside the shared part; `reference`, the same values of
-    the policy that its alignment is leashed to, if there is one.
+    the policy that its alignment is leashed to, if there is one; `beside`, the whole copy that it trains beside its
+    adapter, if there is one. What is not there is empty.
     """
 
     kind: Literal["own"] = "own"

@@ -24,6 +24,7 @@ _TYPES: Mapping[str, type] = {
         orders.Spent,
         orders.Work,
         orders.Pruning,
+        orders.Tail,
         orders.Alignment,
         orders.Part,
         orders.Payload,

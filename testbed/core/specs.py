@@ -139,9 +139,12 @@ class AlignmentSpec(Spec):
     rewards: str = Field(
         "learned",
         description="learned: heads on the base model, trained on all training pairs; programmatic: overlap with the "
-        "preferred response and share of listed words; or a folder of saved reward models",
+        "preferred response and share of listed words; opposed: number of listed words against brevity, in conflict by "
+        "construction; or a folder of saved reward models",
     )
-    listed: tuple[str, ...] = Field((), description="words that programmatic safety counts; a built-in list if empty")
+    listed: tuple[str, ...] = Field(
+        (), description="words that programmatic safety, or opposed helpfulness, counts; a built-in list if empty"
+    )
     method: Literal["dpo", "modpo", "ppo"] = Field(
         "ppo",
         description="dpo: on pairs of both kinds; modpo: on pairs of the weightier, margins from the other's reward "

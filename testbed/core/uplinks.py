@@ -18,6 +18,7 @@ class Part:
         ranks: the first so many ranks of every LoRA module; all if None.
         segment: (k, n): the k-th of n stretches of what is left, as equal as can be; all of it if None.
         others: the values that kinds and patterns do not name, instead of those that they do.
+        columns: these ranks of every LoRA module, counted from 0, instead of the first ones; ascending.
     """
 
     kinds: tuple[str, ...] = ()
@@ -25,6 +26,7 @@ class Part:
     ranks: int | None = None
     segment: tuple[int, int] | None = None
     others: bool = False
+    columns: tuple[int, ...] | None = None
 
 
 WHOLE = Part()
@@ -45,6 +47,8 @@ class Payload:
             changed their modules most (SOFT); separate, rows of A and columns of B of largest norm; random, rank pairs
             drawn by lot; scores, single values weighted by the norms of the other factor (FedSRD), of kind topk;
             touched, the rows of B and columns of A that training changed (after structured pruning).
+        positions: how topk tells the places of its values: plain, a bitmap or a list, whichever is shorter; golomb,
+            Golomb's code of the gaps between them, whose length depends on the update.
     """
 
     kind: Literal["float32", "float16", "int8", "sign", "topk"] = "float32"
@@ -52,6 +56,7 @@ class Payload:
     error_feedback: bool = False
     part: Part = Part()
     choice: Literal["all", "pairs", "separate", "random", "scores", "touched"] = "all"
+    positions: Literal["plain", "golomb"] = "plain"
 
 
 @dataclass(frozen=True)

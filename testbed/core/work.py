@@ -57,6 +57,22 @@ class Alignment:
 
 
 @dataclass(frozen=True)
+class Tail:
+    """Ranks of every LoRA module on which a board lays a penalty, lambda sum over modules ||B_tail||_F ||A_tail||_F.
+
+    Under it those that the data do not need fade, so that they can be pruned (HetLoRA, arXiv 2401.06432).
+
+    Attributes:
+        weight: lambda.
+        first, last: ranks first <= i < last, counted from 0.
+    """
+
+    weight: float
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
 class Work:
     """One node's local training; None means what the experiment's `[training]` says.
 
@@ -73,6 +89,10 @@ class Work:
         ranks: only the first so many ranks of every module are trained, the update is zero elsewhere; all if None.
         others: what the other ranks do meanwhile: frozen, they act but rest; absent, they are taken out of the forward
             pass, as truncation to a smaller rank does (HetLoRA).
+        sketch: only these ranks of every module, counted from 0 and ascending, act and are trained, and what they add
+            to the frozen weight is multiplied by rank / len(sketch): B S A with S = (rank / k) diag(0, 1) (FSLoRA,
+            arXiv 2501.19389); the update is zero elsewhere. All of them, once, if None.
+        tail: penalty on some ranks that the board adds to its loss; it counts as `proximal` does.
         orthogonality: lambda of the term lambda Omega(A, B) that the board adds to its loss, with Omega the mean over
             modules of ||B^T B - diag(B^T B)||_F^2 + ||A A^T - diag(A A^T)||_F^2 (SOFT, arXiv 2505.00333); it counts
             as `proximal` does.
@@ -81,6 +101,9 @@ class Work:
         objective: what is minimised; None for the loss of the node's rows. Of the other attributes, alignment knows
             `cpu_hz`, `part` and `pulled`, which its own pull zeta obeys.
         keep: the node goes on from what it has trained, without waiting for a `Publish`.
+        beside: what is trained is a copy that the node keeps beside its adapter, from where that copy got to, and from
+            the adapter the first time; `proximal` pulls it to the adapter (Ditto, arXiv 2012.04221). The adapter and
+            the update that is to be sent stay as they were, no `Publish` changes the copy, and personal scores are its.
     """
 
     local_steps: int | None = None
@@ -97,6 +120,9 @@ class Work:
     pulled: Part = WHOLE
     objective: Alignment | None = None
     keep: bool = False
+    sketch: tuple[int, ...] | None = None
+    tail: Tail | None = None
+    beside: bool = False
 
 
 @dataclass(frozen=True)

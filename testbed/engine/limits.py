@@ -122,6 +122,7 @@ def check_order(order: Order, bench: BenchSpec, num_values: int, layout: Layout 
             for name, part in work.items():
                 _check_work(f"Train: {name}", part, limits_hz[name], num_values, layout)
                 _check_part(f"Train: {name}: part", part.part, layout)
+                _check_part(f"Train: {name}: sketch", Part(columns=part.sketch), layout)
                 _check_part(f"Train: {name}: pulled", part.pulled, layout)
                 if part.objective is not None:
                     _check_objective(f"Train: {name}", part.objective)
@@ -171,6 +172,10 @@ def _check_work(who: str, work: Work, limit_hz: float, num_values: int, layout: 
         most = np.inf if layout is None else max_rank(layout)
         if not 1 <= work.ranks <= most:
             raise LimitError(f"{who}: ranks = {work.ranks}; the adapter has ranks from 1 to {most:g}")
+    if work.tail is not None and not (work.tail.weight >= 0 and 0 <= work.tail.first < work.tail.last):
+        raise LimitError(f"{who}: tail = {work.tail}; it needs a weight of at least 0 and ranks first < last")
+    if work.sketch is not None and work.ranks is not None:
+        raise LimitError(f"{who}: sketch and ranks both choose ranks; use one of them")
     if work.pruning is not None:
         _check_pruning(who, work.pruning)
 

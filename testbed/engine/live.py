@@ -110,7 +110,7 @@ class Live:
 
     def own_values(self) -> dict[str, np.ndarray]:
         """What nodes have for themselves, by `testbed.engine.keeping.to_file`."""
-        return to_file(self.crew.own_values()) if self.crew.keeping.nodes else {}
+        return to_file(self.crew.own_values()) if self.crew.keeping.holders else {}
 
     def restore(
         self,
@@ -214,11 +214,14 @@ class Live:
                 pruning=work.pruning,
                 ranks=work.ranks,
                 others=work.others,
+                sketch=work.sketch,
+                tail=work.tail,
                 orthogonality=work.orthogonality,
                 part=work.part,
                 pulled=work.pulled,
                 objective=work.objective,
                 keep=work.keep,
+                beside=work.beside,
             )
             for name, work in order.work.items()
         }

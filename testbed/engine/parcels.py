@@ -236,7 +236,7 @@ def _lengths(air: Air, uplinks: dict[str, Digital], layout: Layout, transfer: in
     """Bytes of every update; nodes whose bytes depend on the update are asked."""
     lengths = {
         name: payload.num_bytes(uplink.payload, layout.size)
-        if parcel.is_whole(uplink.payload)
+        if parcel.is_whole(uplink.payload) and payload.has_fixed_length(uplink.payload)
         else parcel.num_bytes(layout, uplink.payload)
         for name, uplink in uplinks.items()
     }

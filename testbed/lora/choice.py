@@ -7,6 +7,7 @@ the flat vector. Both sides compute the same mask, so a value costs nothing but 
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
+from itertools import pairwise
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -41,6 +42,8 @@ def part_mask(layout: Layout, part: Part) -> np.ndarray:
             mask[layout.slices[factor.name]] = named != part.others
     if part.ranks is not None and part.ranks < max_rank(layout):
         mask &= slice_mask(layout, part.ranks)
+    if part.columns is not None:
+        mask &= columns_mask(layout, part.columns)
     if part.segment is not None:
         index, count = part.segment
         if not 0 <= index < count:
@@ -51,6 +54,31 @@ def part_mask(layout: Layout, part: Part) -> np.ndarray:
         mask[kept] = True
     if not mask.any():
         raise ValueError(f"no value of the adapter belongs to {part}; its factors are {_listed(layout)}")
+    return mask
+
+
+def columns_mask(layout: Layout, columns: tuple[int, ...]) -> np.ndarray:
+    """The values of these ranks of every module, shape [layout.size], bool.
+
+    Args:
+        layout: order of the flat vector; LoRA factors alone.
+        columns: ranks, counted from 0, ascending.
+
+    Raises:
+        ValueError: no rank, one that the layout does not have, or another order.
+    """
+    most = max_rank(layout)
+    if not columns or not 0 <= columns[0] <= columns[-1] < most or any(a >= b for a, b in pairwise(columns)):
+        raise ValueError(f"columns {columns} of a LoRA of rank {most}: give ranks from 0 to {most - 1}, ascending")
+    mask = np.zeros(layout.size, bool)
+    views = layout.unpack(mask)
+    for factor in layout.factors:
+        # a module of a smaller rank has fewer of them
+        there = [column for column in columns if column < factor.shape[0 if factor.kind == "A" else 1]]
+        if factor.kind == "A":
+            views[factor.name][there] = True
+        else:
+            views[factor.name][:, there] = True
     return mask
 
 

@@ -10,6 +10,7 @@ from testbed.core.adapter import Layout
 from testbed.core.errors import ConfigError
 from testbed.core.orders import Part, Work
 from testbed.lora.refactor import trains_both
+from testbed.lora.sparse_orthogonal import RankPairs
 from testbed.lora.switch import max_rank, slice_mask
 
 
@@ -51,6 +52,32 @@ def truncated_work(layout: Layout, rank: int) -> Work:
 def truncated_part(layout: Layout, rank: int) -> Part:
     """What of the update a node of that rank sends."""
     return Part() if rank >= max_rank(layout) else Part(ranks=rank)
+
+
+def sketches(layout: Layout, ranks: Mapping[str, int], rng: np.random.Generator) -> dict[str, tuple[int, ...]]:
+    """node -> the ranks of its sketch, ascending: each subset of that size is as likely as any other.
+
+    Args:
+        layout: of the global adapter.
+        ranks: node -> how many.
+        rng: draws the lots, node by node in the order of `ranks`.
+    """
+    most = max_rank(layout)
+    return {name: tuple(sorted(rng.choice(most, count, replace=False).tolist())) for name, count in ranks.items()}
+
+
+def tail_products(layout: Layout, vector: np.ndarray, first: int, last: int) -> float:
+    """sum over modules ||B_tail||_F ||A_tail||_F, the ranks first <= i < last.
+
+    Args:
+        layout: A and B of every module.
+        vector: adapter, shape [layout.size].
+        first, last: the tail, counted from 0.
+    """
+    return sum(
+        float(np.linalg.norm(down[first:last]) * np.linalg.norm(up[:, first:last]))
+        for down, up in RankPairs.of(layout).factors(vector)
+    )
 
 
 def node_adapters(

@@ -14,7 +14,7 @@ from testbed.phy import payload as coding
 
 
 def is_whole(payload: Payload) -> bool:
-    """Whether every value of the update travels."""
+    """Whether every value of the update may travel."""
     return payload.choice == "all" and payload.part == Part()
 
 
@@ -67,6 +67,8 @@ def decode(layout: Layout, payload: Payload, data: bytes) -> tuple[np.ndarray, n
 
 def num_bytes(layout: Layout, payload: Payload) -> int | None:
     """Length of what `encode` returns; None where it depends on the update."""
+    if not coding.has_fixed_length(payload):
+        return None
     match payload.choice:
         case "all":
             return coding.num_bytes(payload, int(np.count_nonzero(part_mask(layout, payload.part))))
@@ -78,10 +80,12 @@ def num_bytes(layout: Layout, payload: Payload) -> int | None:
 
 
 def typical_bytes(layout: Layout, payload: Payload) -> int:
-    """Length of what `encode` returns; where it depends on the update, as many values as `keep` allows."""
+    """Length of what `encode` returns; where it depends on the update, the most that `keep` allows."""
     known = num_bytes(layout, payload)
     if known is not None:
         return known
     count = int(np.count_nonzero(part_mask(layout, payload.part)))
+    if payload.kind == "topk":
+        return coding.num_bytes(payload, count)
     kept = count if payload.choice == "touched" else math.ceil(payload.keep * count)
     return bitmap_bytes(layout, payload) + coding.num_bytes(payload, kept)

@@ -39,7 +39,7 @@ _BLOCK = 1 << 23
 """Values of the nodes' factors that are worked on at a time: bounds memory."""
 
 
-def alternate(round_index: int) -> Factors:
+def alternate(round_index: int) -> Literal["A", "B"]:
     """Which factor a round trains when they take turns: B in rounds 0, 2, 4, ..., A in the others.
 
     B comes first because it starts at zero, where the gradient of A vanishes.
@@ -97,16 +97,39 @@ class Refactored:
     norm: float
 
 
+def product_svd(
+    up: np.ndarray, down: np.ndarray, *, all_rows: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Singular value decompositions of B A that never form the product, exact and in O(rank^2 (in + out)).
+
+        B = Q_B R_B,   A^T = Q_A R_A,   R_B R_A^T = U S V^T   (the core):   B A = (Q_B U) S (Q_A V)^T
+
+    Args:
+        up: B, shape [..., out, rank].
+        down: A, shape [..., rank, in].
+        all_rows: V^T has min(rank, in) rows; those beyond r are orthonormal to the others and belong to no singular
+            value.
+
+    Returns:
+        U [..., out, r], S [..., r] in falling order, V^T [..., r, in] with r = min(out, rank, in); float64.
+    """
+    left, left_core = np.linalg.qr(np.asarray(up, np.float64))
+    right, right_core = np.linalg.qr(np.swapaxes(np.asarray(down, np.float64), -1, -2))
+    inner, strength, outer = np.linalg.svd(left_core @ np.swapaxes(right_core, -1, -2))
+    num_values = strength.shape[-1]
+    if not all_rows:
+        outer = outer[..., :num_values, :]
+    return left @ inner[..., :num_values], strength, outer @ np.swapaxes(right, -1, -2)
+
+
 def mean_product(layout: Layout, adapters: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> Refactored:
     """The best adapter of its rank for the weighted mean of the products B_m A_m.
 
-        [sqrt(p_1) B_1 ... sqrt(p_K) B_K] = Q_B R_B,   [sqrt(p_1) A_1; ...; sqrt(p_K) A_K]^T = Q_A R_A
-        R_B R_A^T = U S V^T   (a matrix of K r rows at most: the core)
-        B = Q_B U_r S_r,   A = (Q_A V_r)^T,   residual^2 = sum_{i > r} s_i^2
+        [sqrt(p_1) B_1 ... sqrt(p_K) B_K] [sqrt(p_1) A_1; ...; sqrt(p_K) A_K] = U S V^T   (`product_svd`)
+        B = U_r S_r,   A = V_r^T,   residual^2 = sum_{i > r} s_i^2
 
-    Q_B U S (Q_A V)^T is a singular value decomposition of the mean product, so this equals the truncated decomposition
-    of the full matrix (Eckart and Young). A has orthonormal rows, also where singular values vanish: a rank whose B is
-    zero can still learn, which it could not if both of its factors were zero.
+    This equals the truncated decomposition of the full matrix (Eckart and Young). A has orthonormal rows, also where
+    singular values vanish: a rank whose B is zero can still learn, which it could not if both of its factors were zero.
 
     Args:
         layout: order of the factors; every module has an A and a B.
@@ -131,20 +154,67 @@ def mean_product(layout: Layout, adapters: Mapping[str, np.ndarray], weights: Ma
         # [num_modules, num_nodes * rank, in] and [num_modules, out, num_nodes * rank]
         rows = (root * a).reshape(num_modules, num_nodes * rank, num_in)
         columns = (root * b).transpose(0, 2, 1, 3).reshape(num_modules, num_out, num_nodes * rank)
-        left, left_core = np.linalg.qr(columns)
-        right, right_core = np.linalg.qr(rows.transpose(0, 2, 1))
-        u, s, vt = np.linalg.svd(left_core @ right_core.transpose(0, 2, 1))
+        u, s, vt = product_svd(columns, rows, all_rows=True)
         kept = min(rank, s.shape[1])
         # [num_modules, out, kept]
-        new_b = left @ (u[:, :, :kept] * s[:, None, :kept])
+        new_b = u[:, :, :kept] * s[:, None, :kept]
         # more ranks than singular values: B is zero there, and A has further orthonormal rows as long as there are any
         rows_kept = min(rank, vt.shape[1])
-        new_a = vt[:, :rows_kept] @ right.transpose(0, 2, 1)
         for index, (factor_a, factor_b) in enumerate(pairs):
-            result[layout.slices[factor_a.name]].reshape(factor_a.shape)[:rows_kept] = new_a[index]
+            result[layout.slices[factor_a.name]].reshape(factor_a.shape)[:rows_kept] = vt[index, :rows_kept]
             result[layout.slices[factor_b.name]].reshape(factor_b.shape)[:, :kept] = new_b[index]
         residual += float(np.sum(s[:, kept:] ** 2))
         norm += float(np.sum(s**2))
+    return Refactored(result, residual**0.5, norm**0.5)
+
+
+def mean_product_with(
+    layout: Layout,
+    before: np.ndarray,
+    adapters: Mapping[str, np.ndarray],
+    weights: Mapping[str, float],
+    factors: Literal["A", "B"],
+) -> Refactored:
+    """The adapter closest to the weighted mean of the products among those that differ in one factor alone.
+
+        W = sum_m p_m B_m A_m
+        B <- B + (W - B A) A^+   with A as it was,   or   A <- A + B^+ (W - B A)   with B as it was
+
+    Of all least-squares solutions this is the nearest to the factor as it was: ranks that the other factor leaves
+    without effect stay. W is not formed.
+
+    Args:
+        layout: order of the factors; every module has an A and a B.
+        before: adapter that the nodes started from, shape [layout.size].
+        adapters: node -> its adapter, shape [layout.size].
+        weights: node -> weight D_m, positive.
+        factors: which one changes.
+
+    Returns:
+        The adapter, the norm of W - B A and that of W, in float64 arithmetic.
+
+    Raises:
+        ValueError: as `mean_product`.
+    """
+    names, shares = _shares(adapters, weights)
+    result = np.array(before, np.float32)
+    found = layout.unpack(result)
+    views = [layout.unpack(adapters[name]) for name in names]
+    residual = norm = 0.0
+    for factor_a, factor_b in _pairs(layout):
+        a, b = found[factor_a.name].astype(np.float64), found[factor_b.name].astype(np.float64)
+        # W = columns @ rows
+        rows = np.concatenate([view[factor_a.name].astype(np.float64) for view in views])
+        columns = np.concatenate([view[factor_b.name] * p for p, view in zip(shares, views, strict=True)], axis=1)
+        if factors == "B":
+            inverse = np.linalg.pinv(a)
+            b += columns @ (rows @ inverse) - b @ (a @ inverse)
+        else:
+            inverse = np.linalg.pinv(b)
+            a += (inverse @ columns) @ rows - (inverse @ b) @ a
+        found[factor_a.name][:], found[factor_b.name][:] = a, b
+        residual += float(np.sum(product_svd(np.hstack([columns, -b]), np.vstack([rows, a]))[1] ** 2))
+        norm += float(np.sum(product_svd(columns, rows)[1] ** 2))
     return Refactored(result, residual**0.5, norm**0.5)
 
 

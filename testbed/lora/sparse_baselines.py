@@ -2,8 +2,8 @@
 
 Published rules in our reading, from their abstracts, reviews or released code: separate norms as in FLASC's rank mode
 (arXiv 2406.05233), which picks rows of A and columns of B independently; FedSRD (arXiv 2510.04601), which weighs a
-value of one factor by the norm of what it meets in the other. The decomposition through the core of two
-QR factorisations is exact and cheap: O(rank^2 (in + out)).
+value of one factor by the norm of what it meets in the other. The decomposition is
+`testbed.lora.refactor.product_svd`.
 """
 
 from __future__ import annotations
@@ -11,25 +11,8 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import gammaln
 
+from testbed.lora.refactor import product_svd
 from testbed.lora.sparse_orthogonal import RankPairs
-
-
-def core_svd(up: np.ndarray, down: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Singular value decomposition of B A that never forms the product.
-
-    B = Q_B R_B, A^T = Q_A R_A, R_B R_A^T = U S V^T:   B A = (Q_B U) S (Q_A V)^T
-
-    Args:
-        up: B, shape [out, rank].
-        down: A, shape [rank, in].
-
-    Returns:
-        U [out, r], S [r] in falling order, V^T [r, in] with r = min(out, rank, in); float64.
-    """
-    left, left_core = np.linalg.qr(np.asarray(up, np.float64))
-    right, right_core = np.linalg.qr(np.asarray(down, np.float64).T)
-    inner, strength, outer = np.linalg.svd(left_core @ right_core.T, full_matrices=False)
-    return left @ inner, strength, outer @ right.T
 
 
 def spectra(pairs: RankPairs, vector: np.ndarray) -> list[np.ndarray]:
@@ -39,7 +22,7 @@ def spectra(pairs: RankPairs, vector: np.ndarray) -> list[np.ndarray]:
         pairs: of the layout.
         vector: adapter, shape [layout.size].
     """
-    return [core_svd(up, down)[1] for down, up in pairs.factors(vector)]
+    return [product_svd(up, down)[1] for down, up in pairs.factors(vector)]
 
 
 def update_spectra(pairs: RankPairs, before: np.ndarray, update: np.ndarray) -> list[np.ndarray]:
@@ -55,7 +38,7 @@ def update_spectra(pairs: RankPairs, before: np.ndarray, update: np.ndarray) -> 
         wide = np.concatenate([up, np.asarray(up_change, np.float64)], axis=1)
         # B' A' - B A = B dA + dB A'
         tall = np.concatenate([down_change, down.astype(np.float64) + down_change])
-        found.append(core_svd(wide, tall)[1])
+        found.append(product_svd(wide, tall)[1])
     return found
 
 
@@ -74,7 +57,7 @@ def truncated(pairs: RankPairs, vector: np.ndarray, rank: int) -> np.ndarray:
     """
     out = np.zeros_like(vector)
     for (down, up), (new_down, new_up) in zip(pairs.factors(vector), pairs.factors(out), strict=True):
-        left, strength, right = core_svd(up, down)
+        left, strength, right = product_svd(up, down)
         kept = min(rank, len(strength))
         root = np.sqrt(strength[:kept])
         new_up[:, :kept] = left[:, :kept] * root

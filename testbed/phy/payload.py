@@ -2,8 +2,9 @@
 
 A head of 16 bytes, little-endian, comes first: kind, version, scale exponent, number of values, values kept, and the
 CRC-32 of everything else. The length follows from the kind and the number of values alone, so air time is known before
-training ends. Values of float16 share one power of two that puts the largest of them at the top of its range: nothing
-overflows, and small updates do not fall among the subnormal numbers.
+training ends; of topk with Golomb's code of places it depends on them. Values of float16 share one power of two that
+puts the largest of them at the top of its range: nothing overflows, and small updates do not fall among the subnormal
+numbers.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import zlib
 import numpy as np
 
 from testbed.core.orders import Payload
+from testbed.phy import golomb
 
 HEAD = struct.Struct("<BBhIII")
 VERSION = 1
 BLOCK_VALUES = 256
 """Values of int8 that share one scale."""
 
-_KINDS = ("float32", "float16", "int8", "sign", "topk")
+_KINDS = ("float32", "float16", "int8", "sign", "topk", "topk-golomb")
 _TOP_EXPONENT = 15
 """float16 scales so that the largest magnitude lies in [2^14, 2^15): a factor of two below overflow."""
 _FLOAT32_EXPONENTS = 128
@@ -44,7 +46,7 @@ def num_kept(payload: Payload, num_values: int) -> int:
 
 
 def num_bytes(payload: Payload, num_values: int) -> int:
-    """Length of what `encode` returns.
+    """Length of what `encode` returns; of topk with Golomb's code the most that it can be.
 
     Args:
         payload: kind and its parameters.
@@ -56,11 +58,22 @@ def num_bytes(payload: Payload, num_values: int) -> int:
     Raises:
         ValueError: the kind is unknown, keep is outside (0, 1], or d does not fit the head.
     """
-    if payload.kind not in _KINDS:
-        raise ValueError(f"payload kind {payload.kind!r} is none of {', '.join(_KINDS)}")
+    kind = _kind(payload)
     if not 0 <= num_values < 2**32:
         raise ValueError(f"num_values = {num_values} does not fit the head")
-    return HEAD.size + _body_bytes(payload.kind, num_values, num_kept(payload, num_values))
+    kept = num_kept(payload, num_values)
+    if kind == "topk-golomb":
+        return HEAD.size + golomb.most_bytes(num_values, kept) + 2 * kept
+    return HEAD.size + _body_bytes(kind, num_values, kept)
+
+
+def has_fixed_length(payload: Payload) -> bool:
+    """Whether `num_bytes` is exact for every update.
+
+    Raises:
+        ValueError: the kind is unknown.
+    """
+    return _kind(payload) != "topk-golomb"
 
 
 def encode(values: np.ndarray, payload: Payload) -> bytes:
@@ -74,7 +87,7 @@ def encode(values: np.ndarray, payload: Payload) -> bytes:
         payload: kind and its parameters; `error_feedback` is the caller's business.
 
     Returns:
-        `num_bytes(payload, num_values)` bytes.
+        `num_bytes(payload, num_values)` bytes, or fewer with Golomb's code.
 
     Raises:
         ValueError: a value is NaN, infinite or beyond float32, or the payload is none.
@@ -100,11 +113,12 @@ def encode(values: np.ndarray, payload: Payload) -> bytes:
     else:
         index = _largest(values, kept)
         exponent, halves = _to_half(values[index])
-        body = _pack_index(index, values.size) + halves.tobytes()
-    partial = HEAD.pack(_KINDS.index(payload.kind), VERSION, exponent, values.size, kept, 0)
+        coded = _pack_index(index, values.size) if has_fixed_length(payload) else golomb.encode(index, values.size)
+        body = coded + halves.tobytes()
+    partial = HEAD.pack(_KINDS.index(_kind(payload)), VERSION, exponent, values.size, kept, 0)
     check = zlib.crc32(body, zlib.crc32(partial))
     data = partial[:-4] + check.to_bytes(4, "little") + body
-    assert len(data) == length
+    assert len(data) == length if has_fixed_length(payload) else len(data) <= length
     return data
 
 
@@ -132,7 +146,7 @@ def decode(data: bytes, num_values: int) -> np.ndarray:
     kind = _KINDS[number]
     if count != num_values:
         raise ValueError(f"the payload holds {count} values, {num_values} are expected")
-    if kept > count or (kind != "topk" and kept != count) or len(body) != _body_bytes(kind, count, kept):
+    if kept > count or (not kind.startswith("topk") and kept != count) or not _fits(kind, len(body), count, kept):
         raise ValueError(f"{len(data)} bytes are not the length of a {kind} payload of {count} values")
     if kind == "float32":
         values = np.frombuffer(body, "<f4").astype(np.float32)
@@ -145,7 +159,7 @@ def decode(data: bytes, num_values: int) -> np.ndarray:
         bits = np.unpackbits(np.frombuffer(body, np.uint8, offset=4), count=count)
         values = np.where(bits, scale, -scale).astype(np.float32)
     else:
-        values = _spread(body, count, kept, exponent)
+        values = _spread(body, count, kept, exponent, kind)
     if not np.all(np.isfinite(values)):
         raise ValueError("the payload holds values that are not finite")
     return values
@@ -178,6 +192,21 @@ def with_error_feedback(update: np.ndarray, residual: np.ndarray, payload: Paylo
         total = update + residual
     data = encode(total, payload)
     return data, total - decode(data, total.size)
+
+
+def _kind(payload: Payload) -> str:
+    """The number's name in the head: topk has one for each code of its places."""
+    kind = "topk-golomb" if payload.kind == "topk" and payload.positions == "golomb" else payload.kind
+    if kind not in _KINDS:
+        raise ValueError(f"payload kind {payload.kind!r} is none of {', '.join(_KINDS[:-1])}")
+    return kind
+
+
+def _fits(kind: str, num_bytes: int, count: int, kept: int) -> bool:
+    """Whether a body may have such a length."""
+    if kind == "topk-golomb":
+        return num_bytes >= 2 * kept
+    return num_bytes == _body_bytes(kind, count, kept)
 
 
 def _body_bytes(kind: str, count: int, kept: int) -> int:
@@ -271,9 +300,10 @@ def _unpack_index(packed: bytes, count: int, kept: int) -> np.ndarray:
     return np.packbits(bits, axis=1).view(">u4").ravel().astype(np.int64)
 
 
-def _spread(body: bytes, count: int, kept: int, exponent: int) -> np.ndarray:
+def _spread(body: bytes, count: int, kept: int, exponent: int, kind: str) -> np.ndarray:
     split = len(body) - 2 * kept
-    index = _unpack_index(body[:split], count, kept)
+    unpack = _unpack_index if kind == "topk" else golomb.decode
+    index = unpack(body[:split], count, kept)
     if index.size != kept or np.any(np.diff(index) <= 0) or (kept and index[-1] >= count):
         raise ValueError("the payload's indices are not ascending places in the update")
     values = np.zeros(count, np.float32)

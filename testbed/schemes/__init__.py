@@ -17,6 +17,7 @@ SCHEMES: Mapping[str, str] = {
     "soft-tsfa": "testbed.schemes.soft_tsfa:SoftTsfa",
     "flexlora": "testbed.schemes.flexlora:FlexLora",
     "hetlora": "testbed.schemes.hetlora:HetLora",
+    "fslora": "testbed.schemes.fslora:FsLora",
     "flora": "testbed.schemes.flora:Flora",
     "fedsvd": "testbed.schemes.fedsvd:FedSvd",
     "ecolora": "testbed.schemes.ecolora:EcoLora",

@@ -7,9 +7,10 @@ A and B apart; lossless coding. Our reading of the second,
     k = k_min + (k_max - k_min) exp(-gamma (L_first - L_now)),   gamma of A and of B,
 
 with the nodes' mean training losses L, and of the first: in round t node m sends segment (m + t) mod n, and a value's
-mean is over the nodes whose segment holds it. Left out: Golomb coding (places cost a bitmap or their bits, whichever is
-shorter) and the clients' mixing of older models. Unlike gammas make two orders a round, A before B, and then nothing
-can be fed back. The link is ours, with equal shares of the band.
+mean is over the nodes whose segment holds it. Lossless coding is Golomb's, of the places of what is sent
+(`testbed.phy.golomb`); what else the paper codes is not known here. Left out: the clients' mixing of older models.
+Unlike gammas make two orders a round, A before B, and then nothing can be fed back. The link is ours, with equal shares
+of the band.
 """
 
 from __future__ import annotations
@@ -114,6 +115,8 @@ class EcoLora(Scheme[EcoLoraState]):
         self, fleet: Fleet, sounding: Sounding, trained: Trained, parts: Mapping[str, Part], share: float
     ) -> dict[str, Uplink]:
         weights = sample_weights(trained, sounding.nodes)
-        payloads = {name: Payload("topk", share, self.error_feedback, parts[name]) for name in weights}
+        payloads = {
+            name: Payload("topk", share, self.error_feedback, parts[name], positions="golomb") for name in weights
+        }
         ahead_s = head_starts_s(trained)
         return digital_uplinks(fleet, sounding, weights, payloads, self.uplink, head_start_s=ahead_s)

@@ -5,7 +5,8 @@ Paper: McMahan et al., "Communication-Efficient Learning of Deep Networks from D
 clients' updates, weights D_m. Our choice: the link. Every node gets an equal share B / K of the band, sends at its
 highest power, and the array listens to each with maximum-ratio combining. With `link = "packets"` the update travels in
 coded packets on that share's subcarriers, repeated until they arrive, and a node whose packets are lost is missing from
-the round; with "ideal" it arrives without error at the Shannon rate of the sounded channel less a gap.
+the round; with "ideal" it arrives without error at the Shannon rate of the sounded channel less a gap, and a node that
+has trained sends at once, since its band is its own.
 
 With `proximal` this is FedProx (Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020, arXiv
 1812.06127; from the paper: the term (mu / 2) ||w - w_published||^2 in every node's loss). `aggregation` says what is
@@ -25,23 +26,12 @@ from pydantic import Field, field_validator
 from testbed.core.adapter import Adapter, Layout
 from testbed.core.errors import ConfigError
 from testbed.core.fleet import Fleet
-from testbed.core.orders import (
-    Collected,
-    Payload,
-    Sounding,
-    Steps,
-    Trained,
-    Uplink,
-    Work,
-    collect,
-    publish,
-    sound,
-    train,
-)
+from testbed.core.orders import Collected, Payload, Steps, Trained, Work, publish
 from testbed.core.scheme import Scheme
 from testbed.lora.refactor import Factors, alternate, mean_product, merged, trains_both
 from testbed.phy.coding_schemes import scheme_named
-from testbed.problems.digital_order import UplinkSpec, digital_uplinks
+from testbed.problems.digital_order import UplinkSpec, sample_weights
+from testbed.problems.lora_round import exchange
 
 
 @dataclass(frozen=True)
@@ -69,6 +59,9 @@ class FedAvg(Scheme[FedAvgState]):
     link: Literal["packets", "ideal"] = Field("packets", description="coded packets, or an error-free link at a rate")
     payload: Literal["float32", "float16", "int8", "sign", "topk"] = Field(
         "float32", description="how values become bytes"
+    )
+    positions: Literal["plain", "golomb"] = Field(
+        "plain", description="how payload topk tells places: a bitmap or a list, or Golomb's code of the gaps"
     )
     keep: float = Field(0.1, gt=0, le=1, description="share of the values that payload topk sends")
     error_feedback: bool = Field(False, description="what a payload leaves out is added to the next update")
@@ -105,9 +98,8 @@ class FedAvg(Scheme[FedAvgState]):
     def round(self, state: FedAvgState, rng: np.random.Generator) -> Steps[FedAvgState]:
         factors: Factors = alternate(state.round_index) if self.aggregation == "alternate" else "both"
         work = Work(proximal=self.proximal, factors=factors)
-        sounding = yield from sound(num_pilots=self.num_pilots)
-        trained = yield from train(dict.fromkeys(sounding.nodes, work))
-        collected = yield from collect(self._shares(state.fleet, sounding, trained))
+        payload = Payload(self.payload, self.keep, self.error_feedback, positions=self.positions)
+        trained, collected = yield from exchange(state.fleet, lambda _: work, lambda _: payload, self._uplink())
         adapter, figures = self._merge(state, trained, collected, factors)
         yield from publish(adapter)
         return FedAvgState(state.fleet, adapter, state.layout, state.round_index + 1, figures)
@@ -122,15 +114,15 @@ class FedAvg(Scheme[FedAvgState]):
         if self.aggregation != "product":
             return merged(state.layout, state.adapter, collected.mean, factors), {}
         adapters = {name: state.adapter + update for name, update in collected.updates.items()}
-        weights = {name: float(trained.results[name].num_samples) for name in adapters}
-        found = mean_product(state.layout, adapters, weights)
+        found = mean_product(state.layout, adapters, sample_weights(trained, adapters))
         return found.adapter, {"left_out": found.residual / found.norm if found.norm > 0 else 0.0}
 
-    def _shares(self, fleet: Fleet, sounding: Sounding, trained: Trained) -> dict[str, Uplink]:
-        """Equal shares of the band; ideal: each at its Shannon rate R_m = (B / K) log2(1 + snr_m / gap)."""
-        weights = {name: trained.results[name].num_samples for name in sounding.nodes if name in trained.results}
-        payload = Payload(self.payload, self.keep, self.error_feedback)
-        spec = UplinkSpec(
-            link=self.link, coding=self.coding, max_tries=self.max_tries, snr_gap=10.0 ** (self.snr_gap_db / 10.0)
+    def _uplink(self) -> UplinkSpec:
+        """How updates travel; ideal: each at its Shannon rate R_m = (B / K) log2(1 + snr_m / gap)."""
+        return UplinkSpec(
+            link=self.link,
+            coding=self.coding,
+            max_tries=self.max_tries,
+            snr_gap=10.0 ** (self.snr_gap_db / 10.0),
+            num_pilots=self.num_pilots,
         )
-        return digital_uplinks(fleet, sounding, weights, payload, spec)

@@ -5,9 +5,12 @@ arXiv 2510.04601. From a review of it: a value of one factor is weighed by the n
 
     I(dB[u, v]) = |dB[u, v]| ||A[v, :]||,   I(dA[u, v]) = |dA[u, v]| ||B[:, u]||;
 
-the server reconstructs products, averages them and decomposes the mean. Our reading: the largest scores over all
-modules are sent; the decomposition is the truncated singular value decomposition of every round, where the paper
-alternates. With `aggregation = "factors"` A and B are averaged apart. The link is ours, with equal shares of the band.
+the server reconstructs products, averages them and decomposes the mean, alternately. Our reading: the largest scores
+over all modules are sent. How the paper decomposes is not known here beyond that word, so there are two ways: by
+default the truncated singular value decomposition of every round; with `aggregation = "alternating"` B is fitted to the
+mean product with A as it was published, and A in the next round with B as it was, so that one factor changes in a
+round. With "factors" A and B are averaged apart. What is broadcast is not made sparse. The link is ours, with equal
+shares of the band.
 """
 
 from __future__ import annotations
@@ -21,11 +24,12 @@ from pydantic import Field, model_validator
 
 from testbed.core.adapter import Adapter, Layout
 from testbed.core.fleet import Fleet
-from testbed.core.orders import Payload, Steps, Work, collect, publish, sound, train
+from testbed.core.orders import Payload, Steps, Work, publish
 from testbed.core.scheme import Scheme
 from testbed.lora.node_ranks import ranks_of
-from testbed.lora.refactor import mean_product
-from testbed.problems.digital_order import UplinkSpec, digital_uplinks, head_starts_s, sample_weights
+from testbed.lora.refactor import alternate, mean_product, mean_product_with
+from testbed.problems.digital_order import UplinkSpec, sample_weights
+from testbed.problems.lora_round import exchange
 
 
 @dataclass(frozen=True)
@@ -34,11 +38,13 @@ class FedSrdState:
 
     Attributes:
         adapter: global adapter, shape [num_values].
+        round_index: rounds done.
     """
 
     fleet: Fleet
     adapter: np.ndarray
     layout: Layout
+    round_index: int = 0
     figures: Mapping[str, float | str] = field(default_factory=dict)
 
 
@@ -46,8 +52,10 @@ class FedSrd(Scheme[FedSrdState]):
     """FedSRD-like: values of largest score, products averaged and decomposed."""
 
     keep: float = Field(0.1, gt=0, le=1, description="share of the values that is sent")
-    aggregation: Literal["product", "factors"] = Field(
-        "product", description="what is averaged: products, brought back to the rank, or A and B apart"
+    aggregation: Literal["product", "alternating", "factors"] = Field(
+        "product",
+        description="what is averaged: products, brought back to the rank by a decomposition, or by fitting B and A in "
+        "turn; or A and B apart",
     )
     error_feedback: bool = Field(False, description="what a node leaves out is added to its next update")
     uplink: UplinkSpec = Field(default=UplinkSpec(), description="how updates travel; values always as float16")
@@ -57,7 +65,7 @@ class FedSrd(Scheme[FedSrdState]):
         if self.error_feedback and self.aggregation == "product":
             raise ValueError(
                 "a decomposition turns the factors, and what was left out belongs to the old ones: "
-                'set error_feedback = false, or aggregation = "factors"'
+                'set error_feedback = false, or aggregation = "alternating" or "factors"'
             )
         return self
 
@@ -66,23 +74,23 @@ class FedSrd(Scheme[FedSrdState]):
         return FedSrdState(fleet, adapter.initial, adapter.layout)
 
     def round(self, state: FedSrdState, rng: np.random.Generator) -> Steps[FedSrdState]:
-        sounding = yield from sound(num_pilots=self.uplink.num_pilots)
-        trained = yield from train(dict.fromkeys(sounding.nodes, Work()))
-        weights = sample_weights(trained, sounding.nodes)
         payload = Payload("topk", self.keep, self.error_feedback, choice="scores")
-        ahead_s = head_starts_s(trained)
-        uplinks = digital_uplinks(state.fleet, sounding, weights, payload, self.uplink, head_start_s=ahead_s)
-        collected = yield from collect(uplinks)
+        trained, collected = yield from exchange(state.fleet, lambda _: Work(), lambda _: payload, self.uplink)
         figures: dict[str, float | str] = {}
         if self.aggregation == "factors":
             adapter = state.adapter + collected.mean
         else:
             adapters = {name: state.adapter + update for name, update in collected.updates.items()}
-            found = mean_product(state.layout, adapters, sample_weights(trained, adapters))
+            weights = sample_weights(trained, adapters)
+            if self.aggregation == "alternating":
+                turn = alternate(state.round_index)
+                found = mean_product_with(state.layout, state.adapter, adapters, weights, turn)
+            else:
+                found = mean_product(state.layout, adapters, weights)
             adapter = found.adapter
             figures["left_out"] = found.residual / found.norm if found.norm > 0 else 0.0
         yield from publish(adapter)
-        return replace(state, adapter=adapter, figures=figures)
+        return replace(state, adapter=adapter, round_index=state.round_index + 1, figures=figures)
 
     def report(self, state: FedSrdState) -> Mapping[str, float | str]:
         """left_out: which part of the mean product the adapter's rank could not hold."""

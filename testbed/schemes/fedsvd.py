@@ -20,11 +20,12 @@ from pydantic import Field
 
 from testbed.core.adapter import Adapter, Layout
 from testbed.core.fleet import Fleet
-from testbed.core.orders import Part, Payload, Steps, Work, collect, publish, sound, train
+from testbed.core.orders import Part, Payload, Steps, Work, publish
 from testbed.core.scheme import Scheme
 from testbed.lora.node_ranks import ranks_of
 from testbed.lora.refactor import mean_product, merged
-from testbed.problems.digital_order import UplinkSpec, digital_uplinks, head_starts_s, sample_weights
+from testbed.problems.digital_order import UplinkSpec
+from testbed.problems.lora_round import exchange
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,8 @@ class FedSvd(Scheme[FedSvdState]):
         return FedSvdState(fleet, adapter.initial, adapter.layout)
 
     def round(self, state: FedSvdState, rng: np.random.Generator) -> Steps[FedSvdState]:
-        sounding = yield from sound(num_pilots=self.uplink.num_pilots)
-        trained = yield from train(dict.fromkeys(sounding.nodes, Work(factors="B")))
-        weights = sample_weights(trained, sounding.nodes)
         payload = Payload(self.uplink.payload, part=Part(kinds=("B",)))
-        ahead_s = head_starts_s(trained)
-        uplinks = digital_uplinks(state.fleet, sounding, weights, payload, self.uplink, head_start_s=ahead_s)
-        collected = yield from collect(uplinks)
+        _, collected = yield from exchange(state.fleet, lambda _: Work(factors="B"), lambda _: payload, self.uplink)
         adapter = merged(state.layout, state.adapter, collected.mean, "B")
         done = state.round_index + 1
         if self.period and done % self.period == 0:

@@ -20,11 +20,12 @@ from pydantic import Field
 
 from testbed.core.adapter import Adapter, Layout
 from testbed.core.fleet import Fleet
-from testbed.core.orders import Payload, Steps, collect, publish, sound, train
+from testbed.core.orders import Payload, Steps, publish
 from testbed.core.scheme import Scheme
 from testbed.lora.node_ranks import node_adapters, ranks_of, truncated_part, truncated_work
 from testbed.lora.refactor import mean_product
-from testbed.problems.digital_order import UplinkSpec, digital_uplinks, head_starts_s, sample_weights
+from testbed.problems.digital_order import UplinkSpec, sample_weights
+from testbed.problems.lora_round import exchange
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,12 @@ class FlexLora(Scheme[FlexLoraState]):
 
     def round(self, state: FlexLoraState, rng: np.random.Generator) -> Steps[FlexLoraState]:
         layout, ranks = state.layout, state.ranks
-        sounding = yield from sound(num_pilots=self.uplink.num_pilots)
-        trained = yield from train({name: truncated_work(layout, ranks[name]) for name in sounding.nodes})
-        weights = sample_weights(trained, sounding.nodes)
-        payloads = {name: Payload(self.uplink.payload, part=truncated_part(layout, ranks[name])) for name in weights}
-        ahead_s = head_starts_s(trained)
-        uplinks = digital_uplinks(state.fleet, sounding, weights, payloads, self.uplink, head_start_s=ahead_s)
-        collected = yield from collect(uplinks)
+        trained, collected = yield from exchange(
+            state.fleet,
+            lambda name: truncated_work(layout, ranks[name]),
+            lambda name: Payload(self.uplink.payload, part=truncated_part(layout, ranks[name])),
+            self.uplink,
+        )
         adapters = node_adapters(layout, state.adapter, collected.updates, ranks)
         found = mean_product(layout, adapters, sample_weights(trained, adapters))
         yield from publish(found.adapter)

@@ -49,7 +49,7 @@ EIGHT_LAYOUT = Layout(
     )
 )
 EIGHT = Adapter(layout=EIGHT_LAYOUT, initial=np.zeros(EIGHT_LAYOUT.size, np.float32))
-_OF_PRODUCTS = ("soft-tsfa", "flexlora", "hetlora", "flora", "fedsvd", "ecolora", "fedsrd")
+_OF_PRODUCTS = ("soft-tsfa", "flexlora", "hetlora", "fslora", "flora", "fedsvd", "ecolora", "fedsrd")
 
 
 def _adapter(name: str) -> Adapter:
@@ -87,6 +87,7 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("ma-fsk-mv", {"search_every": 2, "voters": 2, "visits": 3}),
     ("ma-fsk-mv", {"max_error": 100.0, "visits": 5, "max_paths": 2, "num_starts": 1}),
     ("fedavg", {"link": "ideal", "payload": "topk", "error_feedback": True}),
+    ("fedavg", {"payload": "topk", "positions": "golomb"}),
     ("fedavg", {"coding": "qpsk-hamming", "payload": "int8"}),
     ("fedavg", {"proximal": 0.1}),
     ("scaffold", {"server_rate": 0.5}),
@@ -104,6 +105,8 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("soft-tsfa", {"selection": "all", "deadline": False, "orthogonality": 0.0, "coverage": "present"}),
     ("flexlora", {"ranks": [4, 2, 1], "uplink": {"link": "ideal"}}),
     ("hetlora", {"ranks": [4, 2], "weighting": "samples"}),
+    ("hetlora", {"decay": 1.0, "uplink": {"link": "ideal"}}),
+    ("fslora", {"ranks": [4, 2], "coverage": "present", "uplink": {"link": "ideal"}}),
     ("flora", {"ranks": [1, 2]}),
     ("fedsvd", {"period": 0}),
     ("ecolora", {"segments": 2, "steepness_a": 0.5, "error_feedback": False}),
@@ -113,6 +116,7 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("pwff", {"shared": ["A", "B", "down", "up", "bias"], "pull": 0.1}),
     ("pwff", {"interleave": 1, "alignment_rounds": 1, "last_blocks": 1}),
     ("fedsrd", {"aggregation": "factors", "error_feedback": True}),
+    ("fedsrd", {"aggregation": "alternating", "error_feedback": True}),
 ]
 
 

@@ -198,6 +198,29 @@ def test_what_payloads_left_out_is_given_back_to_a_resumed_run(tmp_path: Path) -
         np.testing.assert_array_equal(bench.collect(order).mean, second)
 
 
+@pytest.mark.parametrize("link", ["ideal", "packets"])
+def test_golombs_code_of_places_brings_the_same_update_in_fewer_bytes(tmp_path: Path, link: str) -> None:
+    plain = Payload("topk", keep=0.05)
+    coded = replace(plain, positions="golomb")
+    with opened(tmp_path) as bench:
+        means, bits = [], []
+        for index, payload in enumerate((plain, coded), start=1):
+            bench.live.round_index = index
+            if link == "ideal":
+                collected = bench.collect(
+                    Collect({name: Ideal(1.0, 1e6, 0.01, 1e6, payload) for name in bench.updates})
+                )
+                bits.append(collected.spent.seconds * 1e6)
+            else:
+                collected = bench.collect(packets(bench, payload=payload))
+                bits.append(8 * max(one.num_bytes for one in collected.deliveries.values()))
+            means.append(collected.mean)
+    np.testing.assert_array_equal(means[0], means[1])
+    # of 3000 values 5 % take 28 bits each in a list, and about 22 with Golomb's code
+    assert 8 * payloads.num_bytes(plain, NUM_VALUES) == pytest.approx(bits[0])
+    assert bits[1] < 0.82 * bits[0]
+
+
 def test_an_error_free_link_takes_its_bits_over_its_rate(tmp_path: Path) -> None:
     rates = {"node-00": 1e6, "node-01": 2e6, "node-02": 0.5e6}
     with opened(tmp_path) as bench:

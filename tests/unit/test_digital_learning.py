@@ -1,11 +1,15 @@
 """Target, costs, paired estimates and verdicts of the benchmark of digital uplinks, on made-up runs."""
 
+import argparse
+import json
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks.campaign import Cell, Finished
-from benchmarks.digital_learning import FEDIT, IDEAL, METHODS, Study, _less, megabytes, seconds
+from benchmarks.digital_learning import COMMON, FEDIT, IDEAL, METHODS, QUICK, Study, _less, jobs, megabytes, seconds
 from benchmarks.learning_tables import Estimate
 from testbed.engine.config import load_experiment
 
@@ -48,6 +52,41 @@ def test_a_verdict_needs_the_whole_interval() -> None:
     assert _less(Estimate(0.9, 0.7, 1.1), 1.0, "less", "more") == "no difference shown"
     assert _less(Estimate(1.5, 1.2, 1.8), 1.0, "less", "more") == "more"
     assert _less(Estimate.of([0.5]), 1.0, "less", "more") == "one seed says nothing"
+
+
+def test_the_boards_are_those_of_cell_but_for_the_cycles_of_a_token() -> None:
+    cell, ours = (load_experiment("soft-ideal", changes, 1).bench for changes in ((), COMMON))
+    for name in ("name", "cpu_hz"):
+        assert [getattr(one, name) for one in ours.boards] == [getattr(one, name) for one in cell.boards]
+    assert [one.max_power_dbm for one in ours.boards] == [one.max_power_dbm for one in cell.boards]
+    assert {one.cycles_per_token for one in ours.boards} == {1e7}
+    assert len(load_experiment("soft-ideal", COMMON, 1).spec.lora.targets) == 7
+
+
+def test_quick_names_methods_that_exist() -> None:
+    names = [method.name for method in METHODS]
+    assert len(set(names)) == len(names)
+    assert set(QUICK) <= set(names)
+
+
+def options(data: Path, **changes: Any) -> argparse.Namespace:
+    given = {"data": data, "bases": ["tiny"], "base": None, "sets": ["sst2", "gsm8k"], "limit_s": None, **changes}
+    return argparse.Namespace(**given)
+
+
+def test_a_prepared_base_goes_with_the_rows_it_left(tmp_path: Path) -> None:
+    assert [title for title, *_ in jobs(options(tmp_path))] == ["sst2, tiny", "gsm8k, tiny"]
+    plain, made = tmp_path / "plain", tmp_path / "made"
+    for folder in (plain, made):
+        folder.mkdir()
+    (made / "prepared.json").write_text(json.dumps({"recipe": {"template": "dbpedia14", "length": 40}}))
+    found = {title: overrides for title, overrides, _ in jobs(options(tmp_path, base=[plain, made]))}
+    assert list(found) == ["sst2, plain", "gsm8k, plain", "dbpedia14, made"]
+    spec = load_experiment("soft-ideal", found["dbpedia14, made"], 1).spec
+    assert (spec.model.base, spec.data.source) == (str(made), str(made / "data"))
+    assert (spec.data.template, spec.training.sequence_length) == ("dbpedia14", 40)
+    with pytest.raises(SystemExit, match="there is no such folder"):
+        list(jobs(options(tmp_path, base=[tmp_path / "none"])))
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)

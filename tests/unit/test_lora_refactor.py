@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,15 @@ from testbed.core.adapter import Factor, Layout
 from testbed.core.specs import LoraSpec
 from testbed.lora.aggregate import weighted_mean
 from testbed.lora.llama_layout import llama_layout
-from testbed.lora.refactor import alternate, mean_product, merged, noisy_product_mse, places, trains_both
+from testbed.lora.refactor import (
+    alternate,
+    mean_product,
+    mean_product_with,
+    merged,
+    noisy_product_mse,
+    places,
+    trains_both,
+)
 
 OPEN_LLAMA_3B_V2 = {
     "hidden_size": 3200,
@@ -61,6 +70,42 @@ CASES: list[tuple[Shapes, int, int]] = [
     ([(4, 5)], 6, 3),  # a rank above the weight's own
     ([(5, 4), (16, 8)], 6, 1),
 ]
+
+
+@pytest.mark.parametrize("factors", ["A", "B"])
+@pytest.mark.parametrize(("shapes", "rank", "num_nodes"), CASES)
+def test_one_factor_is_fitted_by_least_squares(shapes: Shapes, rank: int, num_nodes: int, factors: Any) -> None:
+    layout = layout_of(shapes, rank)
+    adapters, weights = drawn(layout, num_nodes, 3)
+    before = np.random.default_rng(9).standard_normal(layout.size).astype(np.float32)
+    found = mean_product_with(layout, before, adapters, weights, factors)
+    resting = ~places(layout, factors)
+    np.testing.assert_array_equal(found.adapter[resting], before[resting])
+    old, new = layout.unpack(before), layout.unpack(found.adapter)
+    residual = 0.0
+    for index, mean in enumerate(full_mean(layout, adapters, weights)):
+        a, b = (old[f"m{index}.lora_{kind}.weight"].astype(np.float64) for kind in "AB")
+        # the minimum-norm step is what lstsq gives for the residual of the old factors
+        if factors == "B":
+            expected = b + np.linalg.lstsq(a.T, (mean - b @ a).T, rcond=None)[0].T
+        else:
+            expected = a + np.linalg.lstsq(b, mean - b @ a, rcond=None)[0]
+        ours = new[f"m{index}.lora_{factors}.weight"]
+        np.testing.assert_allclose(ours, expected, atol=1e-4 * max(1.0, np.abs(expected).max()))
+        fitted = expected @ a if factors == "B" else b @ expected
+        residual += np.sum((mean - fitted) ** 2)
+    norm = sum(np.sum(mean**2) for mean in full_mean(layout, adapters, weights)) ** 0.5
+    assert found.norm == pytest.approx(norm, rel=1e-10)
+    assert found.residual == pytest.approx(residual**0.5, rel=1e-6, abs=1e-9 * norm)
+
+
+def test_a_factor_without_effect_stays_as_it_was() -> None:
+    layout = layout_of([(8, 6)], 3)
+    adapters, weights = drawn(layout, 3, 1)
+    before = drawn(layout, 1, 2)[0]["node-0"]
+    before[places(layout, "B")] = 0.0
+    found = mean_product_with(layout, before, adapters, weights, "A")
+    np.testing.assert_array_equal(found.adapter, before)
 
 
 @pytest.mark.parametrize(("shapes", "rank", "num_nodes"), CASES)

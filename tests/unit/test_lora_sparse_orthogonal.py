@@ -10,8 +10,8 @@ import pytest
 from testbed.core.adapter import Factor, Layout
 from testbed.lora.covariance import aggregation_covariance
 from testbed.lora.pair_bytes import decode, encode, payload_bit
+from testbed.lora.refactor import product_svd
 from testbed.lora.sparse_baselines import (
-    core_svd,
     cross_scores,
     largest_values,
     random_pairs,
@@ -166,7 +166,7 @@ def test_energy_of_dropped_pairs_is_known_up_to_the_coherences(seed: int) -> Non
 def test_core_decomposition_equals_the_full_one() -> None:
     rng = np.random.default_rng(2)
     up, down = rng.standard_normal((40, 6)), rng.standard_normal((6, 30))
-    left, strength, right = core_svd(up, down)
+    left, strength, right = product_svd(up, down)
     assert strength == pytest.approx(np.linalg.svd(up @ down)[1][:6], rel=1e-10)
     assert (left * strength) @ right == pytest.approx(up @ down, abs=1e-12)
     vector, update = drawn(PAIRS, 7), 0.1 * drawn(PAIRS, 8)

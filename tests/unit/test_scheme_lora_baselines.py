@@ -1,4 +1,4 @@
-"""FlexLoRA, HetLoRA, FLoRA, FedSVD, EcoLoRA-like and FedSRD-like: what is trained, what travels, what is published."""
+"""FlexLoRA, HetLoRA, FSLoRA, FLoRA, FedSVD, EcoLoRA-like and FedSRD-like: what is trained, sent and published."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from testbed.core.errors import ConfigError
-from testbed.core.orders import Collect, Publish, Train, Work
+from testbed.core.orders import Collect, Publish, Tail, Train, Work
 from testbed.core.uplinks import Part
 from testbed.lora.choice import part_mask
 from testbed.lora.refactor import places, stack_layout
@@ -17,10 +17,12 @@ from testbed.lora.sparse_baselines import cross_scores
 from testbed.lora.sparse_orthogonal import RankPairs
 from testbed.lora.switch import slice_mask
 from testbed.schemes.ecolora import EcoLora
+from testbed.schemes.fedavg import FedAvg
 from testbed.schemes.fedsrd import FedSrd
 from testbed.schemes.fedsvd import FedSvd
 from testbed.schemes.flexlora import FlexLora
 from testbed.schemes.flora import Flora
+from testbed.schemes.fslora import FsLora
 from testbed.schemes.hetlora import HetLora
 from tests.digital_bench import DigitalBench, fleet_of, lora_adapter, lora_layout
 from tests.unit.test_lora_refactor import full_mean, products
@@ -38,6 +40,8 @@ def learn(name: str, index: int, start: np.ndarray, work: Work) -> np.ndarray:
     """A step at random on what is trained."""
     step = np.random.default_rng([int(name[1:]), index]).standard_normal(LAYOUT.size) * 0.3
     step[~places(LAYOUT, work.factors)] = 0.0
+    if work.sketch is not None:
+        step[~part_mask(LAYOUT, Part(columns=work.sketch))] = 0.0
     return step if work.ranks is None else np.where(slice_mask(LAYOUT, work.ranks), step, 0.0)
 
 
@@ -94,7 +98,7 @@ def test_a_smaller_rank_sends_fewer_bytes() -> None:
 
 def test_hetlora_pads_with_zeros_and_weighs_by_norms() -> None:
     bench = bench_of()
-    bench.run(HetLora.model_validate({"ranks": [4, 2, 1], "uplink": EXACT}), ADAPTER, 2)
+    bench.run(HetLora.model_validate({"ranks": [4, 2, 1], "decay": 1.0, "uplink": EXACT}), ADAPTER, 2)
     for index in (1, 2):
         assert ranks_of_work(bench, index - 1) == TRUNCATED
         adapters = came_to(bench, index, RANKS)
@@ -108,9 +112,105 @@ def test_hetlora_pads_with_zeros_and_weighs_by_norms() -> None:
 
 def test_hetlora_by_data_is_plain_averaging_where_ranks_are_equal() -> None:
     bench = bench_of()
-    bench.run(HetLora.model_validate({"weighting": "samples", "uplink": EXACT}), ADAPTER, 1)
+    bench.run(HetLora.model_validate({"weighting": "samples", "decay": 1.0, "uplink": EXACT}), ADAPTER, 1)
     mean = sum(WEIGHTS[name] * bench.updates[name] for name in WEIGHTS) / 60.0
     np.testing.assert_allclose(bench.published[1], ADAPTER.initial + mean, atol=1e-6)
+
+
+def fading(name: str, index: int, start: np.ndarray, work: Work) -> np.ndarray:
+    """Node n0 takes back a tenth of its fourth rank and grows otherwise; the others grow everywhere."""
+    step = 0.1 * start + 0.01 * learn(name, index, start, work)
+    if name == "n0":
+        step = np.where(slice_mask(LAYOUT, 4, 3), -0.1 * start, step)
+    return step if work.ranks is None else np.where(slice_mask(LAYOUT, work.ranks), step, 0.0)
+
+
+def test_hetlora_nodes_prune_ranks_that_have_become_smaller() -> None:
+    full = ADAPTER.model_copy(
+        update={"initial": np.random.default_rng(5).standard_normal(LAYOUT.size).astype(np.float32)}
+    )
+    gains = {"n0": 3e-8, "n1": 4e-9, "n2": 1e-8}
+    bench = DigitalBench(fleet_of([4e9, 8e9, 2e9], SAMPLES), gains, fading, [full.initial], LAYOUT)
+    changes = {"ranks": [4, 4, 2], "weighting": "samples", "decay": 0.8, "penalty": 0.5, "uplink": EXACT}
+    states = bench.run(HetLora.model_validate(changes), full, 2)
+    first, second = (order.work for order in bench.of(Train))
+    # floor(0.8 * 4) = 3 and floor(0.8 * 2) = 1 ranks stay
+    assert {name: work.tail for name, work in first.items()} == {
+        "n0": Tail(0.5, 3, 4),
+        "n1": Tail(0.5, 3, 4),
+        "n2": Tail(0.5, 1, 2),
+    }
+    assert dict(states[1].ranks) == {"n0": 3, "n1": 4, "n2": 2}
+    assert states[1].figures["mean_rank"] == 3.0
+    assert second["n0"].ranks == 3
+    assert second["n0"].tail == Tail(0.5, 2, 3)
+    assert bench.sizes[1]["n0"] == 16 + 4 * 2 * 2 * WIDTH * 3
+    # what is pruned is out of the mean at once: of the fourth rank only n1's part is left
+    fourth = slice_mask(LAYOUT, 4, 3)
+    own = full.initial + fading("n1", 1, full.initial, Work())
+    np.testing.assert_allclose(bench.published[1][fourth], (30 / 60 * own)[fourth], rtol=1e-5)
+
+
+def test_hetlora_prunes_nothing_where_the_tail_is_still_zero_or_ranks_are_least() -> None:
+    bench = bench_of()
+    states = bench.run(HetLora.model_validate({"decay": 0.5, "least_rank": 3, "uplink": EXACT}), ADAPTER, 1)
+    assert all(work.tail is None for work in bench.of(Train)[0].work.values())
+    assert set(states[1].ranks.values()) == {RANK}
+    zero = bench_of()
+    zero.learn = lambda name, index, start, work: -0.5 * start
+    states = zero.run(HetLora.model_validate({"decay": 0.5, "uplink": EXACT}), ADAPTER, 1)
+    assert set(states[1].ranks.values()) == {RANK}
+
+
+def test_fslora_trains_and_sends_ranks_drawn_by_lot() -> None:
+    bench = bench_of()
+    bench.run(FsLora.model_validate({"ranks": [4, 2, 1], "uplink": EXACT}), ADAPTER, 40)
+    counts = np.zeros(RANK)
+    for index, (order, sent) in enumerate(zip(bench.of(Train), bench.of(Collect), strict=True), start=1):
+        total = np.zeros(LAYOUT.size)
+        for name, rank in RANKS.items():
+            sketch = order.work[name].sketch
+            assert len(sketch) == rank
+            assert sent.uplinks[name].payload.part == Part(columns=sketch)
+            assert bench.sizes[index - 1][name] == 16 + 4 * 2 * 2 * WIDTH * rank
+            update = learn(name, index, bench.published[index - 1], order.work[name])
+            # the sketch applies: the update lies in its ranks and nowhere else
+            touched = [
+                rank
+                for rank in range(RANK)
+                if any(down[rank].any() or up[:, rank].any() for down, up in RankPairs.of(LAYOUT).factors(update))
+            ]
+            assert touched == list(sketch)
+            total += WEIGHTS[name] / 60.0 * update
+        counts[list(order.work["n2"].sketch)] += 1
+        np.testing.assert_allclose(bench.published[index] - bench.published[index - 1], total, atol=1e-5)
+    # each rank is a one-rank sketch in a quarter of 40 rounds; five standard deviations are 13.7
+    assert (counts > 0).all()
+    assert np.abs(counts - 10).max() < 13.7
+
+
+def test_fslora_may_average_over_those_who_trained_a_value() -> None:
+    bench = bench_of()
+    changes = {"ranks": [1, 1, 1], "coverage": "present", "uplink": EXACT}
+    bench.run(FsLora.model_validate(changes), ADAPTER, 1)
+    work, moved = bench.of(Train)[0].work, bench.published[1] - bench.published[0]
+    for rank in range(RANK):
+        names = [name for name in work if work[name].sketch == (rank,)]
+        mask = part_mask(LAYOUT, Part(columns=(rank,)))
+        total = sum(WEIGHTS[name] for name in names) or 1.0
+        expected = sum((WEIGHTS[name] / total * bench.updates[name] for name in names), np.zeros(LAYOUT.size))
+        np.testing.assert_allclose(moved[mask], expected[mask], atol=1e-5)
+
+
+@pytest.mark.parametrize("scheme", [FedAvg, FlexLora, HetLora, FsLora, Flora, FedSvd, EcoLora, FedSrd])
+def test_over_ideal_links_nobody_waits_for_the_slowest_board(scheme: Any) -> None:
+    bench = bench_of()
+    changes = {"link": "ideal"} if scheme is FedAvg else {"uplink": {"link": "ideal"}}
+    bench.run(scheme.model_validate(changes), ADAPTER, 2)
+    for order in bench.of(Collect):
+        ahead_s = {name: uplink.head_start_s for name, uplink in order.uplinks.items()}
+        # 1000 tokens of 2 million cycles each
+        assert ahead_s == pytest.approx({"n0": 1.0 - 0.5, "n1": 1.0 - 0.25, "n2": 0.0})
 
 
 def test_flora_folds_the_exact_mean_product_and_starts_anew() -> None:
@@ -165,6 +265,7 @@ def test_ecolora_sends_complementary_segments_in_turn() -> None:
             told[name].append(mask)
     for masks in told.values():
         np.testing.assert_array_equal(np.sum(masks, axis=0), 1)
+    assert {uplink.payload.positions for order in bench.of(Collect) for uplink in order.uplinks.values()} == {"golomb"}
     # the bench's loss is 2 / round: the share falls with it from k_max
     keeps = [next(iter(order.uplinks.values())).payload.keep for order in bench.of(Collect)]
     np.testing.assert_allclose(keeps, 0.1 + 0.4 * np.exp(-(2.0 - 2.0 / np.arange(1, 4))))
@@ -212,14 +313,25 @@ def test_fedsrd_sends_the_largest_scores_and_averages_products() -> None:
     np.testing.assert_allclose(factors.published[1] - factors.published[0], mean, atol=1e-3)
 
 
-@pytest.mark.parametrize("scheme", [FlexLora, HetLora, Flora])
+def test_fedsrd_may_fit_b_and_a_in_turn() -> None:
+    bench = bench_of()
+    changes = {"keep": 1.0, "aggregation": "alternating", "error_feedback": True, "uplink": {"link": "ideal"}}
+    states = bench.run(FedSrd.model_validate(changes), ADAPTER, 3)
+    for index, factors in ((1, "B"), (2, "A"), (3, "B")):
+        changed = bench.published[index] != bench.published[index - 1]
+        assert changed[places(LAYOUT, factors)].mean() > 0.9  # type: ignore[arg-type]
+        assert not changed[~places(LAYOUT, factors)].any()  # type: ignore[arg-type]
+        assert 0 < states[index].figures["left_out"] < 1
+
+
+@pytest.mark.parametrize("scheme", [FlexLora, HetLora, FsLora, Flora])
 def test_a_rank_that_the_adapter_does_not_have_is_refused(scheme: Any) -> None:
     with pytest.raises(ConfigError, match="cannot have rank 8 of an adapter of rank 4") as caught:
         scheme.model_validate({"ranks": [4, 8]}).start(fleet_of([1e9], [1]), ADAPTER)
     assert caught.value.key == "scheme.ranks"
 
 
-@pytest.mark.parametrize("scheme", [FlexLora, HetLora, Flora, FedSvd, EcoLora, FedSrd])
+@pytest.mark.parametrize("scheme", [FlexLora, HetLora, FsLora, Flora, FedSvd, EcoLora, FedSrd])
 def test_an_adapter_without_a_is_refused(scheme: Any) -> None:
     half = LAYOUT.model_copy(update={"factors": tuple(one for one in LAYOUT.factors if one.kind == "B")})
     frozen = ADAPTER.model_copy(update={"layout": half, "initial": np.zeros(half.size, np.float32)})

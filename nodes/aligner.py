@@ -25,7 +25,17 @@ from nodes.alignment import align_on_pairs, align_on_rewards, measure
 from nodes.alignment_recipe import Aligned, Measures, Recipe
 from nodes.policy import Policy, holding
 from nodes.preferences import KINDS, Pair
-from nodes.reward import LISTED_WORDS, ListedWords, ReferenceOverlap, Reward, normalise
+from nodes.reward import (
+    COMMON_WORDS,
+    LISTED_WORDS,
+    Brevity,
+    ListedWords,
+    ReferenceOverlap,
+    Reward,
+    WantedWords,
+    normalise,
+    score_all,
+)
 from nodes.reward_model import Backbone, load_reward_model
 from nodes.reward_training import train_heads
 from testbed.core.errors import ConfigError
@@ -133,9 +143,9 @@ class Aligner:
             # an objective that does not count needs no prompts of its kind
             kinds = [kind for kind, weight in zip(KINDS, recipe.weights, strict=True) if weight > 0]
             prompts = _prompts([pair for pair in own if pair.kind in kinds])
-            return align_on_rewards(self._policy, start, prompts, self._rewards, recipe, rng, **common)  # type: ignore[arg-type]
+            return align_on_rewards(self._policy, start, prompts, self.rewards, recipe, rng, **common)  # type: ignore[arg-type]
         pairs = [preferences.of_kind(own, kind) for kind in KINDS]
-        rewards = self._rewards if method == "modpo" else None
+        rewards = self.rewards if method == "modpo" else None
         return align_on_pairs(self._policy, start, pairs, recipe, rng, rewards=rewards, **common)  # type: ignore[arg-type]
 
     def measured(
@@ -152,8 +162,8 @@ class Aligner:
         Returns:
             The alignment, diverged where its KL is beyond the limit; and `LocalResult.measures`.
         """
-        before = self._measure(start, reference)
-        after = self._measure(aligned.vector, reference)
+        before = self.measure(start, reference)
+        after = self.measure(aligned.vector, reference)
         limit = self._recipe(objective).kl_limit
         if aligned.status != "diverged" and not after.kl <= limit:
             told = f"the policy is {after.kl:.3g} nats a response from its reference, the limit is {limit:g}"
@@ -169,8 +179,43 @@ class Aligner:
         }
         return aligned, {name: value for name, value in found.items() if math.isfinite(value)}
 
+    def measure(self, vector: np.ndarray, reference: np.ndarray) -> Measures:
+        """Rewards and KL of a policy on `prompts`, on the same random numbers whoever asks.
+
+        Args:
+            vector: flat adapter of the policy, shape [layout.size].
+            reference: flat adapter of pi_ref, shape [layout.size].
+        """
+        rng, recipe = self._rng(_MEASURE_DRAW), self._recipe(Alignment((0.5, 0.5)))
+        prompts = _drawn(_prompts(self._test), self._spec.measure_prompts, rng)
+        return measure(self._policy, vector, reference, prompts, self.rewards, recipe, rng)
+
+    def scores_of_base(self, num_samples: int, rng: np.random.Generator) -> np.ndarray:
+        """Both rewards of what the base model answers to `prompts`.
+
+        Args:
+            num_samples: answers to each prompt.
+            rng: draws them.
+
+        Returns:
+            Shape [num_prompts, num_samples, 2].
+        """
+        policy, room, found = self._policy, self._spec.length - self._spec.max_tokens, []
+        with holding(self._adapter, self._adapter.initial):
+            self._adapter.model.eval()
+            for prompt in self.prompts:
+                ids = [preferences.encode_prompt(prompt, policy.tokenizer, room)] * num_samples
+                texts = [policy.text(one) for one in policy.sample(ids, self._spec.max_tokens, rng)]
+                found.append(score_all(self.rewards, [prompt] * num_samples, texts))
+        return np.stack(found)
+
     @cached_property
-    def _rewards(self) -> tuple[Reward, ...]:
+    def prompts(self) -> tuple[str, ...]:
+        """Held-out prompts that measures are taken on, the same for all nodes."""
+        return tuple(_drawn(_prompts(self._test), self._spec.measure_prompts, self._rng(_MEASURE_DRAW)))
+
+    @cached_property
+    def rewards(self) -> tuple[Reward, ...]:
         """Helpfulness and safety on the scale of the base model's samples."""
         prompts, responses = self._reference_samples()
         spec: AlignmentSpec = self._spec
@@ -179,6 +224,9 @@ class Aligner:
             references = {pair.prompt: pair.chosen for pair in (*self._test, *self._train)}
             raw = (ReferenceOverlap(references), ListedWords(frozenset(spec.listed) or LISTED_WORDS))
             return tuple(normalise(reward, prompts, responses) for reward in raw)
+        if spec.rewards == "opposed":
+            opposed = (WantedWords(frozenset(spec.listed) or COMMON_WORDS), Brevity())
+            return tuple(normalise(reward, prompts, responses) for reward in opposed)
         if spec.rewards == "learned":
             backbone = Backbone(self._adapter, tokenizer, self._adapter.initial, spec.length)
             model, _ = train_heads(backbone, self._train, KINDS, self._rng(_HEAD_DRAW))
@@ -203,14 +251,6 @@ class Aligner:
                 ]
                 responses += [self._policy.text(one) for one in self._policy.sample(ids, spec.max_tokens, rng)]
         return prompts, responses
-
-    def _measure(self, vector: np.ndarray, reference: np.ndarray) -> Measures:
-        """On the same prompts and random numbers whoever asks."""
-        rng = self._rng(_MEASURE_DRAW)
-        prompts = _drawn(_prompts(self._test), self._spec.measure_prompts, rng)
-        return measure(
-            self._policy, vector, reference, prompts, self._rewards, self._recipe(Alignment((0.5, 0.5))), rng
-        )
 
     def _recipe(self, objective: Alignment) -> Recipe:
         spec = self._spec

@@ -80,7 +80,9 @@ class Folding:
                 for one in (down, up)
             )
             total = self._sum[down.module]
-            total.addmm_(b, a, alpha=self.scale)
+            # a weight that is stored [in, out] takes the transpose
+            turned = self.adapter.peft_config.get("fan_in_fan_out", False)
+            (total.t() if turned else total).addmm_(b, a, alpha=self.scale)
             if total is not weight:
                 weight.copy_(total)
         self._done = (*self._done, fold)

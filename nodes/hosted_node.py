@@ -26,6 +26,7 @@ class HostedNode:
         uplink: its latest update, and what its payloads left out.
         folds: what the base weights under its adapter have been given.
         reference: its policy before its first alignment, shape [num_values]; None before that.
+        beside: copy that it trains beside its adapter, shape [num_values]; None before the first time.
     """
 
     devices: NodeDevices
@@ -34,19 +35,30 @@ class HostedNode:
     uplink: Uplink
     folds: tuple[Stack, ...] = ()
     reference: np.ndarray | None = None
+    beside: np.ndarray | None = None
 
-    def take(self, vector: np.ndarray, layout: Layout, *, keep: bool) -> np.ndarray:
+    @property
+    def scored(self) -> np.ndarray:
+        """What a personal score is that of, shape [num_values]."""
+        return self.adapter if self.beside is None else self.beside
+
+    def take(self, vector: np.ndarray, layout: Layout, *, keep: bool, beside: bool = False) -> np.ndarray:
         """What training made is the update to be sent from now on; the node goes on from there if it keeps.
+
+        A copy beside the adapter leaves both as they were.
 
         Args:
             vector: trained adapter, shape [num_values].
             layout: its order.
-            keep: as of `testbed.core.orders.Work`.
+            keep, beside: as of `testbed.core.orders.Work`.
 
         Returns:
-            the update, shape [num_values].
+            the update, shape [num_values]; of a copy, its distance from the adapter.
         """
         update = vector - self.adapter
+        if beside:
+            self.beside = vector
+            return update
         self.uplink.trained(update, self.adapter, layout)
         if keep:
             self.adapter = vector
@@ -73,15 +85,22 @@ class HostedNode:
     def own_values(self, layout: Layout, shared: Part | None) -> Iterator[tuple[str, np.ndarray]]:
         """The arrays of `testbed.core.messages.Own`."""
         own = _own(layout, shared)
-        yield "own", self.adapter[own]
-        if self.reference is not None:
+        if own.any():
+            yield "own", self.adapter[own]
+        if own.any() and self.reference is not None:
             yield "reference", self.reference[own]
+        if self.beside is not None:
+            yield "beside", self.beside
 
     def give_back(self, arrays: Mapping[str, np.ndarray], layout: Layout, shared: Part | None) -> None:
         """Take back what `own_values` gave, in a process that has the shared values already."""
         own = _own(layout, shared)
-        self.adapter = self.adapter.copy()
-        self.adapter[own] = arrays["own"]
+        if "own" in arrays:
+            self.adapter = self.adapter.copy()
+            self.adapter[own] = arrays["own"]
+        if "beside" in arrays:
+            layout.unpack(arrays["beside"])  # raises the error that names both sizes
+            self.beside = arrays["beside"].copy()
         if "reference" in arrays:
             # what is shared rests while nodes align for themselves
             self.reference = self.adapter.copy()

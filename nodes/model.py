@@ -164,29 +164,53 @@ def _keep_weights(model: torch.nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
+def linear_layers(model: torch.nn.Module) -> dict[str, bool]:
+    """Path of every linear layer that LoRA can adapt -> whether its weight is stored [in, out], as GPT-2's `Conv1D` has
+    it, instead of [out, in]; in the model's order, without the output layer.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    return {
+        name: isinstance(module, Conv1D)
+        for name, module in model.named_modules()
+        if isinstance(module, (torch.nn.Linear, Conv1D)) and name != "lm_head"
+    }
+
+
 def linear_names(model: torch.nn.Module) -> tuple[str, ...]:
     """Last names of the linear layers that LoRA can adapt, in the model's order; the output layer is none of them."""
-    names = [
-        name.rsplit(".", 1)[-1]
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and name != "lm_head"
-    ]
-    return tuple(dict.fromkeys(names))
+    return tuple(dict.fromkeys(name.rsplit(".", 1)[-1] for name in linear_layers(model)))
 
 
-def check_targets(model: torch.nn.Module, targets: tuple[str, ...]) -> None:
+def check_targets(model: torch.nn.Module, targets: tuple[str, ...]) -> bool:
     """Refuse targets that match no linear layer.
 
+    Returns:
+        whether the adapted weights are stored [in, out], what peft calls `fan_in_fan_out`.
+
     Raises:
-        ConfigError: lists the names the model has.
+        ConfigError: lists the names the model has; or the targets' weights are stored in both ways.
     """
-    paths = [
-        name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and name != "lm_head"
-    ]
-    unknown = [target for target in targets if not any(f".{path}".endswith(f".{target}") for path in paths)]
+    layers = linear_layers(model)
+    found = {
+        target: [turned for path, turned in layers.items() if f".{path}".endswith(f".{target}")] for target in targets
+    }
+    config = getattr(model, "config", None)
+    kind = getattr(config, "model_type", type(model).__name__)
+    name = f"the model {getattr(config, '_name_or_path', '')} (type {kind})".replace("  ", " ")
+    unknown = [target for target, hits in found.items() if not hits]
     if unknown:
         raise ConfigError(
-            f"the model has no linear layer named {', '.join(map(repr, unknown))}",
+            f"{name} has no linear layer named {', '.join(map(repr, unknown))}",
             key="lora.targets",
             remedy=f"choose from {', '.join(linear_names(model)) or 'none: the model has no linear layers'}",
         )
+    turned = {one for hits in found.values() for one in hits}
+    if len(turned) > 1:
+        raise ConfigError(
+            f"the targets {', '.join(targets)} of {name} store their weights in both ways, [in, out] and [out, in], "
+            "and one adapter takes only one",
+            key="lora.targets",
+            remedy="choose targets of one kind of layer",
+        )
+    return True in turned

@@ -132,6 +132,12 @@ def deal(
         ConfigError: fewer prompts than clients, or a partition that leaves a client without any.
     """
     prompts = list(dict.fromkeys((pair.kind, pair.prompt) for pair in pairs))
+    if len(prompts) < len(nodes):
+        raise ConfigError(
+            f"{len(prompts)} prompts of preference pairs cannot be dealt to {len(nodes)} nodes",
+            key="alignment.source",
+            remedy="give at least one prompt for each node, and pairs of both kinds; or take fewer nodes",
+        )
     shares = partition(spec, len(nodes), len(prompts), rng, labels=[kind for kind, _ in prompts])
     owner = {prompts[index]: node for node, share in zip(nodes, shares, strict=True) for index in share}
     dealt: dict[str, list[Pair]] = {node: [] for node in nodes}

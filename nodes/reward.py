@@ -25,6 +25,9 @@ LISTED_WORDS = frozenset(
 )
 """Words that `ListedWords` counts unless it is given others: topics on which an assistant should hold back."""
 
+COMMON_WORDS = frozenset(("a", "and", "he", "it", "she", "the", "they", "to", "was"))
+"""Words that `WantedWords` counts unless it is given others: any English text has some."""
+
 
 class Reward(Protocol):
     """One objective."""
@@ -98,6 +101,32 @@ class ListedWords:
         del prompts
         texts = [words(text) for text in responses]
         return np.array([-sum(word in self.listed for word in text) / max(len(text), 1) for text in texts], float)
+
+
+@dataclass(frozen=True)
+class WantedWords:
+    """Number of wanted words in a response: the opponent of `Brevity`, since a word that is wanted is a word.
+
+    Attributes:
+        wanted: lower-case words that count, as often as they come.
+    """
+
+    wanted: frozenset[str] = COMMON_WORDS
+
+    def score(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+        """How many, shape [num_responses]."""
+        del prompts
+        return np.array([sum(word in self.wanted for word in words(text)) for text in responses], float)
+
+
+@dataclass(frozen=True)
+class Brevity:
+    """Minus the number of words of a response."""
+
+    def score(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+        """0 for a response without words, shape [num_responses]."""
+        del prompts
+        return np.array([-len(words(text)) for text in responses], float)
 
 
 @dataclass(frozen=True)

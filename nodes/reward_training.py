@@ -180,14 +180,16 @@ def train_with_adapter(
         return values[: len(part)], values[len(part) :]
 
     @torch.no_grad()
-    def validation() -> float:
+    def validation(step: int) -> float:
         size = backbone.batch_size
         parts = [rewards(held[first : first + size]) for first in range(0, len(held), size)]
-        return bradley_terry(torch.cat([good - bad for good, bad in parts]).double().cpu().numpy())
+        margins = torch.cat([good - bad for good, bad in parts]).double()
+        _check_finite(float(margins.sum()), step)
+        return bradley_terry(margins.cpu().numpy())
 
-    trace = [validation()]
-    best = (0, adapter.read(), start.heads)
     try:
+        trace = [validation(0)]
+        best = (0, adapter.read(), start.heads)
         for step in range(1, max_steps + 1):
             part = [kept[index] for index in rng.choice(len(kept), min(batch_size, len(kept)), replace=False)]
             adapter.gradient.zero_()
@@ -199,7 +201,7 @@ def train_with_adapter(
             torch.nn.utils.clip_grad_norm_([flat, heads], 1.0)
             optimizer.step()
             if step % check_every == 0 or step == max_steps:
-                trace.append(validation())
+                trace.append(validation(step))
                 if trace[-1] < min(trace[:-1]):
                     best = (step, adapter.read(), heads.detach().double().cpu().numpy())
                 elif len(trace) - 1 - int(np.argmin(trace)) >= patience:

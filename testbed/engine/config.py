@@ -367,7 +367,7 @@ def _resolved(spec: ExperimentSpec, scheme: Scheme[Any], path: Path, bench_file:
     name, alignment = anchored(spec.scheme.name, folder), spec.alignment
     if alignment is not None:
         here = {"source": _local(alignment.source, folder)}
-        if alignment.rewards not in ("learned", "programmatic"):
+        if alignment.rewards not in ("learned", "programmatic", "opposed"):
             here["rewards"] = _local(alignment.rewards, folder)
         alignment = alignment.model_copy(update=here)
     return spec.model_copy(

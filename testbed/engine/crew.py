@@ -173,11 +173,10 @@ class Crew:
     def own_values(self) -> dict[str, dict[str, np.ndarray]]:
         """What nodes have for themselves; of those that are away, as it was."""
         connected, shared = self.devices.link.nodes, self.keeping.shared
-        if shared != WHOLE:
+        holders = self.keeping.holders if shared != WHOLE else self.keeping.copies
+        if holders:
             requests: dict[str, messages.Message] = {
-                name: messages.SendOwn(node=name, shared=shared)
-                for name in sorted(self.keeping.nodes)
-                if name in connected
+                name: messages.SendOwn(node=name, shared=shared) for name in sorted(holders) if name in connected
             }
             self.keeping.stored_beside = shared
             self.keeping.stored |= {name: dict(packet.arrays) for name, packet in self._packets(requests).items()}

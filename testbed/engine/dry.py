@@ -60,7 +60,8 @@ from testbed.engine.perform import perform
 from testbed.engine.sums import air_time
 from testbed.lora import parcel
 from testbed.lora.choice import part_mask
-from testbed.lora.llama_layout import llama_layout, llama_work_share
+from testbed.lora.llama_layout import llama_work_share
+from testbed.lora.model_layout import adapter_layout
 from testbed.phy import budget, ofdm, voting
 from testbed.phy import sounding as pilots
 from testbed.phy.coding_schemes import SCHEMES, choose, scheme_named
@@ -97,7 +98,7 @@ def dry_experiment(experiment: ExperimentSpec, scheme: Scheme[Any], bench: Bench
         LimitError: the first order that the bench would refuse.
         ConfigError: the bench lacks what the scheme needs, or the model's size cannot be known here.
     """
-    layout = llama_layout(_model_config(experiment.model.base), experiment.lora)
+    layout = adapter_layout(_model_config(experiment.model.base), experiment.lora)
     rng = np.random.default_rng([experiment.seed, 0])
     adapter = Adapter(layout=layout, initial=np.zeros(layout.size, np.float32))
     answerer = DryBench(bench, experiment, layout, rng)

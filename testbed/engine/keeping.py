@@ -9,6 +9,8 @@ import numpy as np
 
 from testbed.core.orders import WHOLE, MovedAndTrained, Order, Part, Publish, Reply, Together, Train, Trained
 
+_BESIDE = "beside"
+
 
 @dataclass
 class Keeping:
@@ -16,15 +18,22 @@ class Keeping:
 
     Attributes:
         nodes: who trained with `Work.keep` since everything was broadcast.
+        copies: who trained a copy with `Work.beside`, which no broadcast changes.
         shared: values that they have from the last broadcast; None if there are none.
         stored: node -> arrays of `testbed.core.messages.Own`, as of the last checkpoint.
         stored_beside: what was shared then, which those arrays leave out.
     """
 
     nodes: set[str] = field(default_factory=set)
+    copies: set[str] = field(default_factory=set)
     shared: Part | None = WHOLE
     stored: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     stored_beside: Part | None = WHOLE
+
+    @property
+    def holders(self) -> set[str]:
+        """Who has anything for itself."""
+        return self.nodes | self.copies
 
     def note(self, order: Order, reply: Reply) -> None:
         """Follow an order and its reply."""
@@ -32,21 +41,24 @@ class Keeping:
             self.shared = order.part
             if order.part == WHOLE:
                 self.nodes.clear()
-                self.stored.clear()
+                self.stored = {name: {_BESIDE: own[_BESIDE]} for name, own in self.stored.items() if _BESIDE in own}
             return
         train = order.train if isinstance(order, Together) else order
         trained = reply.trained if isinstance(reply, MovedAndTrained) else reply
         if isinstance(train, Train) and isinstance(trained, Trained):
             for name in trained.results:
                 work = train.work[name]
-                if work.keep:
+                if work.beside:
+                    self.copies.add(name)
+                elif work.keep:
                     self.nodes.add(name)
-                    if self.shared is not None and work.part != outside(self.shared):
+                    # ranks that rest take nothing from what is shared
+                    if self.shared is not None and replace(work.part, ranks=None) != outside(self.shared):
                         self.shared = None
 
     def lost(self, names: Iterable[str]) -> list[str]:
         """Those of these nodes, just come back, whose own values nobody has."""
-        return sorted(name for name in names if name in self.nodes and name not in self.stored)
+        return sorted(name for name in names if name in self.holders and name not in self.stored)
 
 
 def outside(part: Part) -> Part:

@@ -33,7 +33,8 @@ def llama_layout(config: Mapping[str, Any], lora: LoraSpec) -> Layout:
         "up_proj": ("mlp", (mlp, hidden)),
         "down_proj": ("mlp", (hidden, mlp)),
     }
-    strangers = [target for target in lora.targets if target not in linear]
+    paths = [f".{parent}.{name}" for name, (parent, _) in linear.items()]
+    strangers = [target for target in lora.targets if not any(path.endswith(f".{target}") for path in paths)]
     if strangers:
         raise ConfigError(
             f"a Llama model has no linear layer {strangers[0]!r}",
@@ -43,21 +44,36 @@ def llama_layout(config: Mapping[str, Any], lora: LoraSpec) -> Layout:
     factors = []
     for layer in range(layers):
         for name, (parent, (rows, columns)) in linear.items():
-            if name in lora.targets:
-                module = f"model.layers.{layer}.{parent}.{name}"
-                stem = f"base_model.model.{module}"
-                if not lora.freeze_a:
-                    factors.append(
-                        Factor(name=f"{stem}.lora_A.weight", shape=(lora.rank, columns), kind="A", module=module)
-                    )
-                factors.append(Factor(name=f"{stem}.lora_B.weight", shape=(rows, lora.rank), kind="B", module=module))
+            if any(f".{parent}.{name}".endswith(f".{target}") for target in lora.targets):
+                factors += lora_factors(f"model.layers.{layer}.{parent}.{name}", rows, columns, lora)
     for layer in range(layers if lora.bottleneck else 0):
-        factors += _bottleneck(f"model.layers.{layer}.mlp", hidden, lora.bottleneck)
+        factors += bottleneck_factors(f"model.layers.{layer}.mlp", hidden, lora.bottleneck)
     return Layout(factors=tuple(factors))
 
 
-def _bottleneck(module: str, hidden: int, width: int) -> list[Factor]:
-    """One block's W_down, b_down, W_up, b_up."""
+def lora_factors(module: str, rows: int, columns: int, lora: LoraSpec) -> list[Factor]:
+    """One linear layer's A and B; B alone where A is frozen.
+
+    Args:
+        module: path of the layer.
+        rows: length of its output.
+        columns: length of its input.
+        lora: rank, and whether A is trained.
+    """
+    stem = f"base_model.model.{module}"
+    a = Factor(name=f"{stem}.lora_A.weight", shape=(lora.rank, columns), kind="A", module=module)
+    b = Factor(name=f"{stem}.lora_B.weight", shape=(rows, lora.rank), kind="B", module=module)
+    return [b] if lora.freeze_a else [a, b]
+
+
+def bottleneck_factors(module: str, hidden: int, width: int) -> list[Factor]:
+    """One block's W_down, b_down, W_up, b_up.
+
+    Args:
+        module: path of the feed-forward block.
+        hidden: length of its output.
+        width: of the bottleneck.
+    """
     stem = f"base_model.model.{module}.bottleneck"
     return [
         Factor(name=f"{stem}.down_weight", shape=(width, hidden), kind="down", module=module),

@@ -31,7 +31,8 @@ def max_rank(layout: Layout) -> int:
     """
     if not layout.factors:
         raise ValueError("a layout without factors has no ranks to switch between")
-    return max(_rank(factor) for factor in layout.factors)
+    ranks = [_rank(factor) for factor in layout.factors if factor.kind in ("A", "B")]
+    return max(ranks, default=0)
 
 
 def slice_mask(layout: Layout, rank: int, above: int = 0) -> np.ndarray:
@@ -56,8 +57,11 @@ def slice_mask(layout: Layout, rank: int, above: int = 0) -> np.ndarray:
     for factor in layout.factors:
         if factor.kind == "A":
             views[factor.name][above:rank] = True
-        else:
+        elif factor.kind == "B":
             views[factor.name][:, above:rank] = True
+        else:
+            # values of bottleneck adapters have no rank: they are with the first slice
+            views[factor.name][...] = above == 0 < rank
     return mask
 
 

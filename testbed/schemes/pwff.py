@@ -15,20 +15,21 @@ aligned; the reference is the policy after tuning; the regularisation that the f
 term (zeta of `[alignment]`), since a reward that is the same for all samples of a batch cancels. Method, rewards and
 steps of alignment stand in `[alignment]`. The forms are settings, and so are the baselines; the presets pwff-... name
 them: PFTT is `alignment_rounds = 0`; PFIT `tuning_rounds = 0`, `last_blocks`, `aligned = "shared"`; `interleave` aligns
-between rounds of tuning; `shared = []` is local only; all kinds shared is FedAvg; `pull` is like Ditto
-(arXiv 2012.04221), but its personal model starts from the global one in every round, where Ditto's goes on.
+between rounds of tuning; `shared = []` is local only; all kinds shared is FedAvg. `pull` is Ditto (arXiv 2012.04221,
+Algorithm 1): v_k <- v_k - eta (grad F_k(v_k) + pull (v_k - phi^t)), a copy that goes on from round to round; here it
+takes the steps of a whole round of training. `ranks` gives every client its r_k, at the same alpha / rank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
-from testbed.core.adapter import Adapter
+from testbed.core.adapter import Adapter, Layout
 from testbed.core.errors import ConfigError
 from testbed.core.fleet import Fleet
 from testbed.core.orders import (
@@ -47,11 +48,12 @@ from testbed.core.orders import (
     train,
 )
 from testbed.core.scheme import Scheme
+from testbed.lora.node_ranks import ranks_of
 from testbed.lora.partial import Sharing, divide, mean_of_received
 from testbed.problems.digital_order import UplinkSpec, digital_uplinks, sample_weights
+from testbed.problems.preference_weights import client_weights
 
 Kind = Literal["A", "B", "down", "up", "bias"]
-_ENDS = ((0.9, 0.1), (0.1, 0.9))
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class PwffState:
         fleet: nodes, antennas and band.
         sharing: which values are phi.
         adapter: phi of the round, and the psi that everybody started from, shape [num_values].
+        ranks: node -> LoRA rank r_k; the adapter's for all if empty.
         tuned, aligned: rounds of either stage so far.
         figures: of the last round, for its row.
     """
@@ -69,6 +72,7 @@ class PwffState:
     fleet: Fleet
     sharing: Sharing
     adapter: np.ndarray
+    ranks: Mapping[str, int] = field(default_factory=dict)
     tuned: int = 0
     aligned: int = 0
     figures: Mapping[str, float | str] = field(default_factory=dict)
@@ -97,7 +101,12 @@ class Pwff(Scheme[PwffState]):
         "spread from 0.9, 0.1 to 0.1, 0.9",
     )
     proximal: float = Field(0.0, ge=0, description="mu, pull of shared values to those that were published")
-    pull: float = Field(0.0, ge=0, description="like Ditto: after each round a node trains a copy with this pull")
+    pull: float = Field(
+        0.0, ge=0, description="Ditto's lambda: beside its adapter a node trains a copy of its own, which is scored"
+    )
+    ranks: tuple[int, ...] = Field(
+        (), description="LoRA ranks of the nodes in turn, where LoRA stays with its node; lora.rank for all if empty"
+    )
     uplink: UplinkSpec = Field(UplinkSpec(), description="how shared values travel")
 
     @property
@@ -125,26 +134,20 @@ class Pwff(Scheme[PwffState]):
                 key="scheme.aligned",
                 remedy="change scheme.shared, or align the other part",
             )
-        if len(self.weights) not in (0, 1, len(fleet.nodes)):
+        client_weights(self.weights, len(fleet.nodes))
+        if self.aligns and self.pull > 0:
             raise ConfigError(
-                f"{len(self.weights)} pairs of weights for {len(fleet.nodes)} nodes",
-                key="scheme.weights",
-                remedy="give one pair for each node, one for all, or none",
+                f"pull = {self.pull:g} trains copies beside the adapter, and alignment does not know them",
+                key="scheme.pull",
+                remedy="set pull = 0, or alignment_rounds = 0",
             )
-        for helpful, safe in self.weights:
-            if min(helpful, safe) < 0 or abs(helpful + safe - 1.0) > 1e-9:
-                raise ConfigError(
-                    f"the weights {helpful:g} and {safe:g} are no shares of 1",
-                    key="scheme.weights",
-                    remedy="give weights that are not negative and add up to 1",
-                )
-        return PwffState(fleet, sharing, adapter.initial)
+        return PwffState(fleet, sharing, adapter.initial, self._node_ranks(sharing, fleet))
 
     def round(self, state: PwffState, rng: np.random.Generator) -> Steps[PwffState]:
         if self._next(state) == "align":
             return (yield from self._align(state))
         if not state.sharing.shared.factors:
-            trained = yield from train(dict.fromkeys(state.fleet.names, Work(keep=True)))
+            trained = yield from train(self._works(state, state.fleet.names, Work(keep=True)))
             return replace(state, tuned=state.tuned + 1, figures=self._figures(state, trained, 0))
         return (yield from self._tune(state))
 
@@ -162,21 +165,17 @@ class Pwff(Scheme[PwffState]):
         return "align" if due or state.tuned >= self.tuning_rounds else "tune"
 
     def _tune(self, state: PwffState) -> Steps[PwffState]:
-        """(B3) on the boards, (B4) over the air; like Ditto, a personal copy afterwards."""
+        """(B3) on the boards, (B4) over the air; with `pull`, a step of Ditto's personal copies towards phi^t."""
         part = state.sharing.part
-        if self.pull > 0:
-            # whoever trained a copy begins from the global adapter again
-            yield from publish(state.adapter, part=part)
         sounding = yield from sound(num_pilots=self.uplink.num_pilots)
         trains = part if self.private == "resting" else WHOLE
         work = Work(proximal=self.proximal, pulled=part, part=trains, keep=self.pull == 0)
-        trained = yield from train(dict.fromkeys(sounding.nodes, work))
+        trained = yield from train(self._works(state, sounding.nodes, work))
         adapter, arrived = yield from self._gathered(state, sounding, trained, part)
         if self.pull > 0:
-            copies = Work(proximal=self.pull, pulled=part, part=trains, keep=True)
-            yield from train(dict.fromkeys(sounding.nodes, copies))
-        else:
-            yield from publish(adapter, part=part)
+            copies = Work(proximal=self.pull, pulled=part, part=trains, beside=True)
+            yield from train(self._works(state, sounding.nodes, copies))
+        yield from publish(adapter, part=part)
         return replace(state, adapter=adapter, tuned=state.tuned + 1, figures=self._figures(state, trained, arrived))
 
     def _align(self, state: PwffState) -> Steps[PwffState]:
@@ -188,14 +187,10 @@ class Pwff(Scheme[PwffState]):
         part = common if everything or not own else Part(common.kinds, common.patterns, others=True)
         # a reference that moves with what is shared: the policy of this round's start
         moves = not own or self.interleave > 0
+        weights = dict(zip(names, client_weights(self.weights, len(names)), strict=True))
         work = {
-            name: Work(
-                part=part,
-                pulled=common,
-                objective=Alignment(weights, "start" if moves else "first"),
-                keep=own,
-            )
-            for name, weights in zip(names, self.client_weights(len(names)), strict=True)
+            name: replace(one, objective=Alignment(weights[name], "start" if moves else "first"))
+            for name, one in self._works(state, names, Work(part=part, pulled=common, keep=own)).items()
         }
         if own:
             trained = yield from train(work)
@@ -207,6 +202,12 @@ class Pwff(Scheme[PwffState]):
         return replace(
             state, adapter=adapter, aligned=state.aligned + 1, figures=self._figures(state, trained, arrived)
         )
+
+    def _works(self, state: PwffState, names: Iterable[str], work: Work) -> dict[str, Work]:
+        """The same work for all, each at its own rank."""
+        return {
+            name: replace(work, part=replace(work.part, ranks=state.ranks.get(name, work.part.ranks))) for name in names
+        }
 
     def _gathered(
         self, state: PwffState, sounding: Sounding, trained: Trained, part: Part
@@ -222,16 +223,18 @@ class Pwff(Scheme[PwffState]):
         phi = mean_of_received(received, {name: weights[name] for name in received}, otherwise=before)
         return state.sharing.with_phi(state.adapter, phi), len(received)
 
-    def client_weights(self, count: int) -> list[tuple[float, float]]:
-        """(l_k^h, l_k^s) of every node.
-
-        Args:
-            count: number of nodes.
-        """
-        if self.weights:
-            return [self.weights[index % len(self.weights)] for index in range(count)]
-        helpful = np.linspace(_ENDS[0][0], _ENDS[1][0], count)
-        return [(float(one), float(1.0 - one)) for one in helpful]
+    def _node_ranks(self, sharing: Sharing, fleet: Fleet) -> Mapping[str, int]:
+        """r_k of (B2); empty where all have the adapter's. Ranks that rest at B = 0 add nothing to the model."""
+        if not self.ranks:
+            return {}
+        lora = {kind: [one for one in sharing.layout.factors if one.kind == kind] for kind in ("A", "B")}
+        if any(one in sharing.shared.factors for kind in lora for one in lora[kind]) or self.private == "resting":
+            raise ConfigError(
+                "ranks that differ need LoRA factors that are trained and stay with their node",
+                key="scheme.ranks",
+                remedy='set scheme.shared without "A" and "B" and private = "trained", or take the scheme hetlora',
+            )
+        return ranks_of(Layout(factors=(*lora["A"], *lora["B"])), fleet.names, self.ranks)
 
     def _figures(self, state: PwffState, trained: Trained, arrived: int) -> dict[str, float | str]:
         """What the row shows: who was heard, and of alignment the means over nodes."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +14,16 @@ from safetensors.numpy import load_file
 
 from nodes.trainer import Trainer
 from testbed.core.errors import ConfigError
-from testbed.core.orders import Collect, Publish, Train
+from testbed.core.orders import Collect, Order, Part, Publish, Train
+from testbed.core.specs import JobSpec
 from testbed.engine.config import Loaded
-from testbed.engine.experiment import RunResult, replay_experiment, run_experiment
+from testbed.engine.experiment import RunResult, replay_experiment, resume_experiment, run_experiment
+from testbed.engine.observe import Observer
 from testbed.engine.recorder import read_steps
 from testbed.lora.choice import part_mask
 from testbed.lora.peft_folder import load_adapter
 from tests import tiny_llama
+from tests.system.node_threads import nodes_here
 from tests.system.small_runs import SGD, cut, resume, run, small
 
 ALIGN = "rewards='learned', method='dpo', steps=2, batch_size=2, group=2, max_tokens=4, length=48"
@@ -100,14 +105,84 @@ def test_a_resumed_run_ends_bit_for_bit_alike(whole: RunResult, tmp_path: Path, 
     assert {"own/node-00", "reference/node-02"} <= set(load_file(str(folder / "adapter" / "own.safetensors")))
 
 
+EVERY = "shared=['A', 'B', 'down', 'up', 'bias'], pull=0.5, tuning_rounds=3"
+
+
+def test_a_ditto_run_resumes_bit_for_bit_with_its_copies(files: Path, tmp_path: Path) -> None:
+    loaded = personal(files, EVERY, "rounds=3")
+    whole = run(loaded, tmp_path / "whole")
+    folder = tmp_path / "cut"
+    shutil.copytree(whole.folder, folder)
+    cut(folder, 2)
+    assert resume(folder).rounds == whole.rounds
+    found, wanted = (load_file(str(one / "adapter" / "own.safetensors")) for one in (folder, whole.folder))
+    assert found.keys() == wanted.keys() == {f"beside/node-{index:02d}" for index in range(3)}
+    for name, values in wanted.items():
+        np.testing.assert_array_equal(found[name], values)
+    shared = load_adapter(whole.folder / "adapter")
+    assert wanted["beside/node-00"].size == sum(values.size for values in shared.values())
+    assert len({values.tobytes() for values in wanted.values()}) == 3, "everybody has its own"
+    assert replay_experiment(whole.folder).rounds == whole.rounds
+
+
+class _KillThenStop(Observer):
+    """Kills the process of node-01 in round 2, and the run in round 3."""
+
+    def __init__(self) -> None:
+        self.round = 0
+
+    def round_started(self, index: int) -> None:
+        self.round = index
+
+    def order_started(self, order: Order) -> None:
+        if self.round == 2 and isinstance(order, Train):
+            own = f"/proc/{os.getpid()}/task/*/children"
+            children = [pid for file in Path("/").glob(own[1:]) for pid in file.read_text().split()]
+            (victim,) = [pid for pid in children if "node-01" in Path(f"/proc/{pid}/cmdline").read_text()]
+            os.kill(int(victim), signal.SIGKILL)
+        if self.round == 3:
+            raise KeyboardInterrupt
+
+
+def test_a_killed_board_has_its_own_values_again_when_the_run_is_resumed(files: Path, tmp_path: Path) -> None:
+    """It missed round 2, so it goes on from what it had after round 1, with the phi of round 2."""
+    loaded = personal(files, "tuning_rounds=3", *SGD, "rounds=3", "bench.nodes=[{count=2}]")
+    with pytest.raises(KeyboardInterrupt):
+        run(loaded, tmp_path, node_processes=2, observer=_KillThenStop())
+    (folder,) = tmp_path.iterdir()
+    job = {key: getattr(loaded.spec, key) for key in ("seed", "model", "lora", "data", "training")}
+    trainer = Trainer(JobSpec(nodes=loaded.bench.node_names, **job))
+    inside = part_mask(trainer.layout, Part(kinds=("down", "up", "bias")))
+    kept = [load_file(str(folder / "adapters" / f"round-{index:03d}" / "own.safetensors")) for index in (1, 2)]
+    np.testing.assert_array_equal(kept[0]["own/node-01"], kept[1]["own/node-01"])
+    assert not np.array_equal(kept[0]["own/node-00"], kept[1]["own/node-00"])
+    with nodes_here():
+        rounds = resume_experiment(folder).rounds
+    assert [row["participants"] for row in rounds[1:]] == [["node-00", "node-01"], ["node-00"], ["node-00", "node-01"]]
+    start = trainer.layout.pack(load_adapter(folder / "adapters" / "round-002"))
+    start[~inside] = kept[0]["own/node-01"]
+    wanted = trainer.train("node-01", 3, start).vector[~inside]
+    found = load_file(str(folder / "adapter" / "own.safetensors"))["own/node-01"]
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
+    assert np.abs(found - start[~inside]).max() > 1e-4
+
+
+def test_a_target_that_the_model_lacks_is_told_before_anything_moves(files: Path, tmp_path: Path) -> None:
+    loaded = personal(files, "tuning_rounds=1", "lora.targets=['q_proj', 'query']")
+    with pytest.raises(ConfigError, match="no linear layer named 'query'") as caught:
+        run(loaded, tmp_path)
+    assert f"lora.targets: the model {files} (type llama)" in caught.value.message
+    assert "q_proj, k_proj, v_proj, o_proj, gate_proj" in str(caught.value.remedy)
+    steps = [file for file in tmp_path.rglob("steps.jsonl") if len(file.read_bytes().splitlines()) > 1]
+    assert not steps, "no order was given"
+
+
 def test_one_client_is_central_training(files: Path, tmp_path: Path) -> None:
     """B-4: the same seed, rows and steps, whether in a federation of one or in one trainer."""
     loaded = personal(files, "tuning_rounds=3", *SGD, "bench.nodes=[{count=1}]")
     result = run(loaded, tmp_path)
     (name,) = loaded.bench.node_names
     job = {key: getattr(loaded.spec, key) for key in ("seed", "model", "lora", "data", "training")}
-    from testbed.core.specs import JobSpec
-
     trainer = Trainer(JobSpec(nodes=(name,), **job))
     vector = trainer.initial
     for index in (1, 2, 3):

@@ -51,6 +51,25 @@ def test_what_is_shared_is_what_was_broadcast_last_and_not_trained_since() -> No
     assert (keeping.nodes, keeping.shared, keeping.stored) == (set(), WHOLE, {})
 
 
+def test_a_copy_beside_the_adapter_outlives_every_broadcast() -> None:
+    keeping = Keeping()
+    kept(keeping, Work(beside=True), "a")
+    assert (keeping.nodes, keeping.copies, keeping.holders, keeping.shared) == (set(), {"a"}, {"a"}, WHOLE)
+    assert keeping.lost(["a", "b"]) == ["a"]
+    kept(keeping, Work(keep=True), "b")
+    keeping.stored = {"a": {"own": np.zeros(1), "beside": np.ones(1)}, "b": {"own": np.ones(1)}}
+    told(keeping, WHOLE)
+    assert (keeping.holders, set(keeping.stored), set(keeping.stored["a"])) == ({"a"}, {"a"}, {"beside"})
+    assert keeping.lost(["a"]) == []
+
+
+def test_ranks_that_rest_take_nothing_from_what_is_shared() -> None:
+    keeping = Keeping()
+    told(keeping, PHI)
+    kept(keeping, Work(keep=True, part=Part(kinds=("up",), others=True, ranks=1)), "a")
+    assert keeping.shared == PHI
+
+
 def test_a_file_holds_every_node_by_name() -> None:
     stored = {"n/1": {"own": np.arange(3.0), "reference": np.ones(3)}, "n.2": {"own": np.zeros(3)}}
     again = from_file(to_file(stored))

@@ -19,7 +19,16 @@ torch = pytest.importorskip("torch")
 from nodes.adapters import attach  # noqa: E402
 from nodes.model import load_base  # noqa: E402
 from nodes.preferences import Pair  # noqa: E402
-from nodes.reward import ListedWords, ReferenceOverlap, combine, normalise, score_all, words  # noqa: E402
+from nodes.reward import (  # noqa: E402
+    Brevity,
+    ListedWords,
+    ReferenceOverlap,
+    WantedWords,
+    combine,
+    normalise,
+    score_all,
+    words,
+)
 from nodes.reward_accuracy import accuracy, length_accuracy, reward_accuracy, verdict, wilson  # noqa: E402
 from nodes.reward_model import Backbone, RewardModel, load_reward_model  # noqa: E402
 from nodes.reward_training import bradley_terry, ridge_head, train_heads, train_with_adapter  # noqa: E402
@@ -73,6 +82,13 @@ def test_listed_words_cost_their_share() -> None:
     scores = ListedWords().score(["q"] * 4, ["Steal it, then scam them", "Ask first", "", "fakes are not fake"])
     np.testing.assert_allclose(scores, [-2 / 5, 0, 0, -1 / 4])
     assert words("It's 3.5, no_thing") == ["it", "s", "3", "5", "no", "thing"]
+
+
+def test_wanted_words_and_brevity_pull_apart() -> None:
+    texts = ["The cat and the dog", "", "cat", "the the"]
+    wanted, brevity = WantedWords(frozenset(("the", "and"))), Brevity()
+    np.testing.assert_array_equal(wanted.score([""] * 4, texts), [3, 0, 0, 2])
+    np.testing.assert_array_equal(brevity.score([""] * 4, texts), [-5, 0, -1, -2])
 
 
 def test_normalised_rewards_have_mean_0_and_deviation_1_on_the_reference_samples() -> None:
@@ -237,6 +253,19 @@ def test_training_that_does_not_help_returns_the_start(backbone: Backbone) -> No
     assert fit.validation_loss[0] <= math.log(2) + 1e-6
     if fit.chosen[0] == 0:
         np.testing.assert_array_equal(model.backbone.vector, backbone.vector)
+
+
+def test_a_reward_model_whose_training_diverges_says_so(backbone: Backbone) -> None:
+    own = tuple(pair for pair in PAIRS if pair.kind == "helpful")
+    start = RewardModel(backbone, ("helpful",), np.full((1, 32), np.nan), np.zeros(1), np.ones(1))
+    before = backbone.adapter.read()
+    with pytest.raises(ConfigError, match="the loss of the reward model is nan at step 0") as caught:
+        train_with_adapter(start, own, np.random.default_rng(0), max_steps=2)
+    assert caught.value.key == "alignment.learning_rate"
+    fair = replace(start, heads=np.zeros((1, 32)))
+    with pytest.raises(ConfigError, match=r"the loss of the reward model is (nan|inf) at step \d"):
+        train_with_adapter(fair, own, np.random.default_rng(0), max_steps=8, learning_rate=1e20)
+    np.testing.assert_array_equal(backbone.adapter.read(), before)
 
 
 def test_too_few_pairs_are_refused(backbone: Backbone) -> None:

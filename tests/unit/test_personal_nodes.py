@@ -178,6 +178,80 @@ def test_a_node_that_comes_back_gets_what_was_its_own(trainer: Trainer) -> None:
     np.testing.assert_array_equal(fresh.has("node-1"), process.has("node-1"))
 
 
+def test_a_copy_beside_the_adapter_takes_dittos_steps(folder: Path) -> None:
+    """v <- v - eta (grad F(v) + lambda (v - w)) in plain torch, over two rounds, with w moved in between."""
+    spec = job(folder)
+    plain = TrainingSpec(batch_size=4, learning_rate=0.05, local_steps=2, optimizer="sgd", max_grad_norm=None)
+    lora = LoraSpec(rank=2, alpha=4.0, targets=("q_proj", "down_proj"))
+    trainer = Trainer(spec.model_copy(update={"training": plain, "lora": lora}))
+    process, pull = Process(trainer), 0.7
+    rng = np.random.default_rng(2)
+    told = [rng.normal(0, 0.1, trainer.layout.size).astype(np.float32) for _ in range(3)]
+    copy = None
+    for index in (1, 2):
+        process.ask(messages.SetAdapter(node="node-1"), {"adapter": told[index - 1]})
+        process.ask(messages.TrainTask(node="node-1", round_index=index))
+        update = process.ask(messages.SendUpdate(node="node-1"))[1]["update"]
+        process.ask(messages.TrainTask(node="node-1", round_index=index, proximal=pull, beside=True))
+        again = process.ask(messages.SendUpdate(node="node-1"))[1]["update"]
+        np.testing.assert_array_equal(again, update, err_msg="what is to be sent is not the copy's")
+        np.testing.assert_array_equal(process.has("node-1"), told[index - 1])
+        copy = _ditto(trainer, folder, told[index - 1] if copy is None else copy, told[index - 1], pull, index)
+    process.ask(messages.SetAdapter(node="node-1"), {"adapter": told[2]})
+    beside = process.ask(messages.SendOwn(node="node-1", shared=WHOLE))[1]
+    assert set(beside) == {"beside"}
+    np.testing.assert_allclose(beside["beside"], copy, atol=2e-6)
+    scored, _ = process.ask(messages.EvaluateTask(node="node-1", shard=0, num_shards=1, personal=True))
+    assert scored.loss_sum == pytest.approx(trainer.evaluate(beside["beside"], node="node-1").loss_sum)
+    fresh = Process(trainer)
+    fresh.ask(messages.SetAdapter(node="node-1"), {"adapter": told[2]})
+    fresh.ask(messages.SetOwn(node="node-1", shared=WHOLE), beside)
+    third = messages.TrainTask(node="node-1", round_index=3, proximal=pull, beside=True)
+    assert process.ask(third)[0] == fresh.ask(third)[0]
+
+
+def _ditto(
+    trainer: Trainer, folder: Path, start: np.ndarray, centre: np.ndarray, pull: float, index: int
+) -> np.ndarray:
+    """Two SGD steps of the copy on W + 2 B A, with gradients of autograd and no code of the trainer's but its rows."""
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(folder).eval().requires_grad_(False)
+    names = sorted({factor.module.removeprefix("base_model.model.") for factor in trainer.layout.factors})
+    flat, batches = torch.tensor(start, requires_grad=True), trainer._batches("node-1", [5, 0, index], 4)
+    for _ in range(2):
+        batch = next(batches)
+        parts = {
+            factor.name: flat[trainer.layout.slices[factor.name]].view(factor.shape)
+            for factor in trainer.layout.factors
+        }
+        stems = {name: f"base_model.model.{name}.lora" for name in names}
+        weights = {
+            f"{name}.weight": base.get_submodule(name).weight
+            + 2.0 * parts[f"{stem}_B.weight"] @ parts[f"{stem}_A.weight"]
+            for name, stem in stems.items()
+        }
+        ids, mask = torch.tensor(batch.input_ids), torch.tensor(batch.attention_mask)
+        logits = torch.func.functional_call(base, weights, kwargs={"input_ids": ids, "attention_mask": mask}).logits
+        chosen = logits.log_softmax(-1)[:, :-1].gather(-1, ids[:, 1:, None])[..., 0]
+        loss = -chosen[torch.tensor(batch.loss_mask[:, 1:]).bool()].mean()
+        loss = loss + 0.5 * pull * (flat - torch.tensor(centre)).square().sum()
+        (slope,) = torch.autograd.grad(loss, [flat])
+        flat = (flat - 0.05 * slope).detach().requires_grad_(True)
+    return flat.detach().numpy()
+
+
+def test_alignment_and_training_leave_ranks_beyond_a_nodes_own(trainer: Trainer) -> None:
+    process, own = Process(trainer), Part(kinds=("A", "B"), ranks=1)
+    process.ask(messages.TrainTask(node="node-1", round_index=1, keep=True, part=own))
+    process.ask(messages.TrainTask(node="node-1", round_index=2, keep=True, part=own, objective=Alignment((0.5, 0.5))))
+    inside = part_mask(trainer.layout, own)
+    changed = process.has("node-1") != trainer.initial
+    assert changed[inside].mean() > 0.95
+    assert not changed[~inside].any()
+    assert inside.sum() == part_mask(trainer.layout, PSI).sum() / 2
+
+
 @pytest.mark.parametrize("method", ["dpo", "modpo", "ppo"])
 def test_alignment_changes_its_part_alone_and_reports_its_worth(trainer: Trainer, method: Any) -> None:
     process = Process(trainer)
@@ -245,6 +319,8 @@ def test_held_out_rows_are_dealt_as_the_training_rows_are(folder: Path) -> None:
         ([{"prompt": "a", "chosen": "b", "rejected": "b ", "kind": "safety"}], {}, "are identical"),
         ([{**row, "kind": "helpful"} for row in pairs(8, "train")], {}, "no preference pairs of kind 'safety'"),
         (pairs(24, "train"), {"partition": {"kind": "label", "labels_per_node": 1}}, "no preference pairs of kind"),
+        ([], {}, "alignment.source: 0 prompts of preference pairs cannot be dealt to 2 nodes"),
+        (pairs(1, "train"), {}, "alignment.source: 1 prompts of preference pairs cannot be dealt to 2 nodes"),
     ],
 )
 def test_preferences_that_cannot_be_used_are_told_before_a_node_is_ready(
@@ -273,11 +349,32 @@ def test_saved_reward_models_are_worth_what_they_were_when_saved(
     objective, vector = Alignment((0.5, 0.5)), trainer.initial
     aligned = trainer.aligner.align("node-1", 1, vector, objective, reference=vector, part=PSI, pulled=WHOLE)
     _, wanted = trainer.aligner.measured(vector, aligned, objective, vector)
-    trainer.aligner._rewards[0].model.save(tmp_path)  # type: ignore[attr-defined]
+    trainer.aligner.rewards[0].model.save(tmp_path)  # type: ignore[attr-defined]
     again = Trainer(job(folder, {"rewards": str(tmp_path)}, partition=PartitionSpec(kind="label", labels_per_node=1)))
     _, found = again.aligner.measured(vector, aligned, objective, vector)
     assert found == pytest.approx(wanted, abs=1e-6)
     assert wanted["helpfulness"] != wanted["safety"]
+
+
+def test_a_node_aligns_towards_both_programmatic_rewards(folder: Path) -> None:
+    """One after the other they go up by more than the noise; together the weights say which gives way."""
+    settings = {
+        "rewards": "opposed", "listed": tuple("abcdefghijklmnopqrstuvwxyz0123456789"), "method": "ppo", "steps": 14,
+        "learning_rate": 0.1, "beta": 0.02, "batch_size": 6, "group": 16, "max_tokens": 3, "measure_prompts": 8,
+        "reference_prompts": 12,
+    }  # fmt: skip
+    process = Process(Trainer(job(folder, settings)))
+    found = {}
+    for round_index, (name, weights) in enumerate(zip(NODES, ((1.0, 0.0), (0.0, 1.0)), strict=True)):
+        align = messages.TrainTask(
+            node=name, round_index=round_index, keep=True, part=PSI, objective=Alignment(weights)
+        )
+        found[name] = process.ask(align)[0].measures
+    for name, what in zip(NODES, ("helpfulness", "safety"), strict=True):
+        gain = found[name][what] - found[name][f"{what}_before"]
+        assert gain > 2 * found[name][f"{what}_error"], (what, found[name])
+    assert found["node-1"]["safety"] < found["node-2"]["safety"]
+    assert found["node-1"]["helpfulness"] > found["node-2"]["helpfulness"]
 
 
 def test_a_reward_that_tells_no_samples_apart_is_refused(folder: Path) -> None:

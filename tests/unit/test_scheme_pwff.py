@@ -60,6 +60,7 @@ class Bench:
     targets: dict[str, np.ndarray]
     lost: tuple[str, ...] = ()
     own: dict[str, np.ndarray] = field(default_factory=dict)
+    beside: dict[str, np.ndarray] = field(default_factory=dict)
     updates: dict[str, np.ndarray] = field(default_factory=dict)
     asked: list[Order] = field(default_factory=list)
 
@@ -88,12 +89,16 @@ class Bench:
         raise AssertionError(order)
 
     def _train(self, name: str, work: Work) -> LocalResult:
-        before = self.own[name]
+        before = self.beside.get(name, self.own[name]) if work.beside else self.own[name]
         trained = part_mask(LAYOUT, work.part)
-        after = np.where(trained, before + 0.5 * (self.targets[name] - before), before).astype(np.float32)
-        self.updates[name] = after - before
-        if work.keep:
-            self.own[name] = after
+        pull = 0.5 * work.proximal * (self.own[name] - before) if work.beside else 0.0
+        after = np.where(trained, before + 0.5 * (self.targets[name] - before) + pull, before).astype(np.float32)
+        if work.beside:
+            self.beside[name] = after
+        else:
+            self.updates[name] = after - before
+            if work.keep:
+                self.own[name] = after
         aligns = {} if work.objective is None else MEASURES
         samples = self.fleet.node(name).num_samples
         return LocalResult(1, 1, 1, samples, 100, 0.0, 1.0, 1.0, 1.0, measures=aligns)
@@ -235,15 +240,43 @@ def test_resting_private_values_stay_where_they_started() -> None:
     np.testing.assert_array_equal(on.own["n1"][~SHARED], ADAPTER.initial[~SHARED])
 
 
-def test_like_ditto_everybody_scores_a_copy_and_the_global_adapter_goes_its_own_way() -> None:
+def test_as_in_ditto_everybody_has_a_copy_that_goes_on_and_the_global_adapter_goes_its_own_way() -> None:
     every = ["A", "B", "down", "up", "bias"]
     on, plain = bench(), bench()
     pulled = played(Pwff(shared=every, pull=0.1, **IDEAL), on, 3)
     averaged = played(Pwff(shared=every, **IDEAL), plain, 3)
     np.testing.assert_allclose(pulled.adapter, averaged.adapter, atol=1e-6)
-    assert not np.array_equal(on.own["n0"], on.own["n1"])
+    np.testing.assert_array_equal(on.own["n0"], on.own["n1"])
     copies = on.of(Train)[-1].work["n0"]
-    assert (copies.proximal, copies.keep, copies.pulled) == (0.1, True, WHOLE)
+    assert (copies.proximal, copies.keep, copies.beside, copies.pulled) == (0.1, False, True, WHOLE)
+    # v <- v - 0.5 ((v - target) + 0.1 (v - w^t)), round after round, with w^t before the round's mean
+    goal = sum(share * on.targets[name] for share, name in zip(SAMPLES, NAMES, strict=True)) / sum(SAMPLES)
+    for name in NAMES:
+        common = copy = ADAPTER.initial
+        for _ in range(3):
+            copy = copy - 0.5 * ((copy - on.targets[name]) + 0.1 * (copy - common))
+            common = common + 0.5 * (goal - common)
+        np.testing.assert_allclose(on.beside[name], copy, atol=1e-5)
+
+
+def test_every_client_has_a_rank_of_its_own_in_what_it_keeps() -> None:
+    on = bench()
+    played(Pwff(ranks=[1, 2], tuning_rounds=1, alignment_rounds=1, **IDEAL), on, 2)
+    for order in on.of(Train):
+        for name, rank in zip(NAMES, (1, 2, 1), strict=True):
+            assert order.work[name].part.ranks == rank
+    views = LAYOUT.unpack(on.own["n0"] - ADAPTER.initial)
+    for factor in LAYOUT.factors:
+        if factor.kind == "A":
+            assert not views[factor.name][1:].any()
+            assert np.all(views[factor.name][:1] != 0)
+        elif factor.kind == "B":
+            assert not views[factor.name][:, 1:].any()
+            assert np.all(views[factor.name][:, :1] != 0)
+        else:
+            assert np.all(views[factor.name] != 0), "bottlenecks have no rank"
+    assert np.all(on.own["n1"][~SHARED] != ADAPTER.initial[~SHARED])
+    np.testing.assert_array_equal(part_mask(LAYOUT, on.of(Publish)[0].part), SHARED)
 
 
 def test_one_client_is_central_training() -> None:
@@ -266,6 +299,10 @@ def test_one_client_is_central_training() -> None:
         ({"weights": [(0.5, 0.6)]}, "scheme.weights", "no shares of 1"),
         ({"last_blocks": 4}, "scheme.last_blocks", "adapter spans 3"),
         ({"private_blocks": 3}, "scheme.private_blocks", "no factor of the shared kinds"),
+        ({"ranks": [3]}, "scheme.ranks", "rank 3 of an adapter of rank 2"),
+        ({"ranks": [1], "shared": ["A"]}, "scheme.ranks", "stay with their node"),
+        ({"ranks": [1], "private": "resting"}, "scheme.ranks", "stay with their node"),
+        ({"pull": 0.1, "alignment_rounds": 1}, "scheme.pull", "alignment does not know them"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_before_the_first_order(

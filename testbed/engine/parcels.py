@@ -16,7 +16,7 @@ from testbed.engine.air import LONGEST, Air
 from testbed.lora import parcel
 from testbed.lora.aggregate import weighted_mean
 from testbed.phy import flexframe, packets, payload
-from testbed.phy.coding_schemes import SCHEMES, CodingScheme, choose, scheme_named
+from testbed.phy.coding_schemes import SCHEMES, CodingScheme, choose, more_robust, scheme_named
 from testbed.phy.subcarriers import allocate, max_nodes
 
 _ROUNDING = 1e-9
@@ -34,6 +34,7 @@ class _Parcel:
         index: number of the node within the transfer.
         layout: order of the update's values.
         num_bytes, count: of the whole update, and the packets it takes.
+        scheme: of what is sent next; a more robust one after a burst of which most was lost, unless the order fixes it.
         waiting: packets that have not arrived, with the transmissions each has had.
     """
 
@@ -272,3 +273,5 @@ def _listen(air: Air, one: _Parcel, samples: np.ndarray, chosen: tuple[int, ...]
             one.arrived.add(received.header, received.payload)
             one.snrs.append(received.snr)
     one.waiting = {number: one.waiting[number] for number in one.arrived.missing}
+    if one.uplink.scheme is None and 2 * sum(number in one.waiting for number in chosen) > len(chosen):
+        one.scheme = more_robust(one.scheme)

@@ -98,6 +98,15 @@ def choose(snr: float, margin: float = 1.0) -> CodingScheme | None:
     return max(borne, key=lambda scheme: scheme.bits_per_symbol, default=None)
 
 
+def more_robust(scheme: CodingScheme) -> CodingScheme:
+    """The next scheme towards the robust end; the most robust one itself.
+
+    Args:
+        scheme: one of `SCHEMES`.
+    """
+    return SCHEMES[max(SCHEMES.index(scheme) - 1, 0)]
+
+
 def slowest_above(bits_per_symbol: float) -> CodingScheme:
     """The most robust scheme that carries so much; the fastest where none does.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from testbed.core.errors import BenchError, DeviceError
 from testbed.core.orders import Collect, Collected, Digital, Sound, Sounding
 from testbed.core.units import from_db, to_db
 from testbed.phy import coherence, papr, voting
+from testbed.phy.coding_schemes import choose, scheme_named
 from tests.air_orders import (
     Facts,
     air_bench,
@@ -556,6 +557,24 @@ def test_nobody_left_is_an_error(tmp_path):
             found.air.collect(found.order)
         with pytest.raises(DeviceError, match="no node"):
             found.air.answer(Sound())
+
+
+def test_packets_that_fail_at_the_sounded_ratio_get_a_more_robust_code(tmp_path):
+    bench = air_bench(2, 2, level="samples", excess_loss_db=38)
+    with case(bench, 3000, tmp_path) as found:
+        uplink = Digital(1.0, 1.8e6, 5e-3, snr=1.0, combiner=np.array([1.0, 0.0]), scheme="qpsk-golay", max_tries=8)
+        heard = found.air.collect(Collect({"node-00": uplink})).deliveries["node-00"].snr
+        assert heard is not None
+        assert scheme_named("qpsk-golay").threshold_snr < heard < 100
+        promised = choose(30 * heard)
+        assert promised is not None
+        assert promised.threshold_snr > 10 * heard
+        with pytest.raises(DeviceError, match="no node delivered"):
+            found.air.collect(Collect({"node-00": replace(uplink, scheme=promised.name)}))
+        collected = found.air.collect(Collect({"node-00": replace(uplink, scheme=None, snr=30 * heard)}))
+    np.testing.assert_array_equal(collected.mean, found.air.updates["node-00"])
+    used = scheme_named(collected.deliveries["node-00"].scheme)
+    assert heard / 10 < used.threshold_snr < 2 * heard
 
 
 def test_packets_under_interference_are_tried_again_and_then_missing(tmp_path):

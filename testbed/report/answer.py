@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -52,7 +53,7 @@ def _shown(value: Any) -> str:
         case bool():
             return "yes" if value else "no"
         case float():
-            return f"{value:.5g}"
+            return "-" if math.isnan(value) else f"{value:.5g}"
         case list() | tuple():
             return " ".join(_shown(one) for one in value) or "none"
         case _:

@@ -103,6 +103,20 @@ QUICK = (
     "FSLoRA", "FLoRA", "FedSVD", "EcoLoRA", "FedSRD", "top-k, feedback",
 )  # fmt: skip
 
+DRAWN = (
+    IDEAL,
+    FEDIT,
+    JCPBA,
+    "JCPBA bcd",
+    "uniform, best shares",
+    SOFT,
+    "FFA-LoRA",
+    "FSLoRA",
+    "FedSRD",
+    "top-k, feedback",
+)
+"""Lines of the figure, where no methods are named: more than ten cannot be told apart."""
+
 _BOARDS = ((2, 10, 6e9), (2, -10, 6e9), (4, 0, 1.5e9), (1, 10, 6e8), (1, -10, 6e8))
 """Of bench `cell`: how many, highest power in dBm, cycles a second."""
 _CYCLES = 1e7
@@ -336,13 +350,13 @@ def _less(estimate: Estimate, border: float, less: str, more: str) -> str:
     return more if estimate.low > border else "no difference shown"
 
 
-def write_figure(studies: Sequence[Study], path: Path) -> None:
-    """Per study the test loss over simulated seconds and over megabytes, mean over seeds."""
+def write_figure(studies: Sequence[Study], names: Sequence[str], path: Path) -> None:
+    """Per study the test loss of these methods over simulated seconds and over megabytes, mean over seeds."""
     rows = []
     for study in studies:
         panels = []
         for label, cost in (("simulated time, s", seconds), ("uplinks, MB", megabytes)):
-            lines = [line for name in study.runs if (line := _curve(study, name, cost)) is not None]
+            lines = [line for name in study.runs if name in names and (line := _curve(study, name, cost)) is not None]
             panels.append(Panel(study.title, label, "test loss, nats a token", lines, log=True))
         rows.append(panels)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -448,7 +462,7 @@ def main() -> int:
         print_tables(studies[-1])
         print_claims(studies[-1])
         print_costs(studies[-1], options.rounds)
-    write_figure(studies, options.figure)
+    write_figure(studies, options.methods or DRAWN, options.figure)
     print(f"figure: {options.figure}")
     return int(not complete)
 

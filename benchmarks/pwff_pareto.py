@@ -233,7 +233,7 @@ def _panels(
 ) -> list[Panel]:
     helpful, safe = TITLES[sweep.rewards]
     order = np.argsort(oracle[:, 0])
-    lines = [Line("best table at this KL (oracle)", oracle[order, 0], oracle[order, 1])]
+    lines = [Line("oracle at this KL", oracle[order, 0], oracle[order, 1])]
     if points:
         ordered = sorted(points, key=lambda point: point[1][0])
         x = np.array([first[0] for _, first, _ in ordered])

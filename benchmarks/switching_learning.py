@@ -356,8 +356,9 @@ def plan_of(name: str, options: argparse.Namespace) -> Plan:
     training_s = tokens * CYCLES_PER_TOKEN / CPU_HZ
     training_j = KAPPA * CYCLES_PER_TOKEN * tokens * CPU_HZ**2
     limit_j = LIMIT * training_j
+    modem_share = 0.5 if options.link == "outage" else 0.33
     scheme = (
-        f"scheme={{name='lora-switching', ranks=[2, 4, 8], link='{options.link}', modem_share=0.5, "
+        f"scheme={{name='lora-switching', ranks=[2, 4, 8], link='{options.link}', modem_share={modem_share}, "
         f"compute_s={1.5 * training_s:g}, upload_s={options.upload_s:g}, tokens={tokens}, mean_energy_j={limit_j:g}, "
         f"initial_queue_j={options.initial_queue * training_j:g}}}"
     )

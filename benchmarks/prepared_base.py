@@ -40,7 +40,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -176,8 +176,13 @@ def prepare(
         report: gets lines of progress.
 
     Raises:
-        ConfigError: data or base cannot be used, or full training does not leave chance.
+        ConfigError: data or base cannot be used, shares out of range, or full training does not leave chance.
     """
+    for name, value in (("share", recipe.share), ("way", recipe.way)):
+        if not 0 < value <= 1:
+            raise ConfigError(
+                f"{name} = {value:g} is no part of 1", key=name, remedy="give a number above 0, at most 1"
+            )
     begun = time.perf_counter()
     torch.manual_seed(recipe.seed)
     train, test = data.read(DataSpec(source=str(source), template=recipe.template))
@@ -267,6 +272,7 @@ def _new(rows: Sequence[Row], recipe: Recipe) -> tuple[PreTrainedModel, Any]:
 
 
 def encoded_rows(rows: Sequence[Row], encoder: Encoder, template: str) -> list[Encoded]:
+    """Rows as tokens, with their label words. Raises ConfigError where the template has none."""
     encoded = encoder.encode_all([TEMPLATES[template](row) for row in rows])
     if not all(row.candidates for row in encoded):
         raise ConfigError(
@@ -280,6 +286,7 @@ def _likelihood(model: PreTrainedModel, pad: int) -> Likelihood:
 
 
 def accuracy_of(sums: EvalSums) -> float:
+    """Share of right answers."""
     return (sums.num_correct or 0) / sums.num_rows
 
 
@@ -346,6 +353,7 @@ def descend(
     optimizer: torch.optim.Optimizer,
     parameters: Sequence[torch.nn.Parameter],
 ) -> None:
+    """One step on a batch, its gradient's norm cut at 1."""
     batch = collate(rows, pad=likelihood.pad, loss_on="response")
     (likelihood.loss(batch) / batch.num_targets).backward()
     torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -399,7 +407,9 @@ def main() -> int:
     warnings.simplefilter("ignore", FutureWarning)  # of transformers, about itself
     given = ("steps", "seed", "batch_size", "learning_rate", "share", "way")
     changes = {name: value for name in given if (value := getattr(options, name)) is not None}
-    recipe = Recipe(**{**asdict(RECIPES[options.name]), **({"steps": 600} if options.quick else {}), **changes})
+    recipe = Recipe(**{**asdict(RECIPES[options.name]), **changes})
+    if options.quick:
+        recipe = replace(recipe, steps=min(recipe.steps, 600))
     known = options.base == NEW or options.base.startswith("builtin:")
     base = options.base if known else options.data / "models" / options.base
     out = options.out or Path("runs/bases") / options.name

@@ -68,6 +68,28 @@ def bounded_split(
     return share
 
 
+def equal_split(least: np.ndarray, most: np.ndarray, total: float) -> np.ndarray:
+    """Shares as equal as bounds allow: who needs more than an equal part gets its least, the others what remains.
+
+    Args:
+        least: smallest shares, at least 0, shape [num_tasks].
+        most: shares beyond which more is of no use, not below the least; what is beyond stays unused.
+        total: what is divided.
+
+    Returns:
+        shape [num_tasks]; plain equal parts, cut at the most, where even the least exceed the total.
+    """
+    equal = np.full(len(least), total / len(least))
+    if np.any(least > equal) and least.sum() <= total:
+        equal = bounded_split(
+            lambda _, free, left: np.where(free, left[:, None] / free.sum(axis=1, keepdims=True), 0.0),
+            least[None],
+            np.full((1, len(least)), np.inf),
+            np.array([total]),
+        )[0]
+    return np.minimum(equal, most)
+
+
 def bounded_ends(
     solve: Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, int]],
     rate: Callable[[np.ndarray, np.ndarray], np.ndarray],

@@ -227,7 +227,8 @@ class Jcpba(Scheme[JcpbaState]):
         collected: Collected,
     ) -> dict[str, float | str]:
         """Seconds as planned, as the optimum has them and as they were; what was pruned; who was late."""
-        joint_s, gap = descent_gap(costs, total_hz, self.penalty_budget, together=self._together)
+        known_s = plan.value if self.allocation == "joint" and self.bandwidth == "optimal" else None
+        joint_s, gap = descent_gap(costs, total_hz, self.penalty_budget, together=self._together, joint_s=known_s)
         sent_s = air_seconds(uplinks, collected)
         finished_s = [result.seconds + sent_s.get(name, 0.0) for name, result in trained.results.items()]
         return {

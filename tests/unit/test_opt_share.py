@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy.optimize import brentq
 
+from testbed.opt.bounded_share import equal_split
 from testbed.opt.roots import falling_root, rising_root
 from testbed.opt.share import (
     MinMax,
@@ -278,3 +279,12 @@ def test_bounds_at_their_ends() -> None:
     assert float(idle.value) == 99.0
     with pytest.raises(ValueError, match="least shares must be finite"):
         min_max_share(work, offset, reach, 1.0, least=0.5, most=0.4)
+
+
+def test_equal_parts_give_way_to_bounds() -> None:
+    free = np.full(3, np.inf)
+    np.testing.assert_allclose(equal_split(np.array([5.0, 0.0, 0.0]), free, 9.0), [5.0, 2.0, 2.0])
+    # lifting the first leaves 2 each, which is too little for the second
+    np.testing.assert_allclose(equal_split(np.array([5.0, 2.5, 0.0]), free, 9.0), [5.0, 2.5, 1.5])
+    np.testing.assert_allclose(equal_split(np.zeros(3), np.array([1.0, np.inf, np.inf]), 9.0), [1.0, 3.0, 3.0])
+    np.testing.assert_allclose(equal_split(np.full(3, 4.0), free, 9.0), 3.0)

@@ -109,3 +109,10 @@ def test_data_that_teach_nothing_are_told(tmp_path: Path) -> None:
         prepare(source, NEW, tmp_path / "base", replace(RECIPE, steps=5, num_validation=100), lambda line: None)
     with pytest.raises(ConfigError, match="60 of them only measure"):
         prepare(folder(tmp_path / "few", count=80), NEW, tmp_path / "base", RECIPE, lambda line: None)
+
+
+@pytest.mark.parametrize("change", [{"way": 1.5}, {"share": 0.0}])
+def test_parts_out_of_range_are_refused_before_anything_is_trained(change: dict[str, float], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no part of 1"):
+        prepare(tmp_path, "new", tmp_path / "out", Recipe("sst2", 16, 10, **change))
+    assert not (tmp_path / "out").exists()

@@ -249,7 +249,7 @@ def _decide_together(
 
 
 def descent_gap(
-    costs: ClientCosts, total_hz: float, penalty_budget: float, *, together: bool = False
+    costs: ClientCosts, total_hz: float, penalty_budget: float, *, together: bool = False, joint_s: float | None = None
 ) -> tuple[float, float]:
     """The length of the round at the global optimum, and by which part of it block coordinate descent is longer.
 
@@ -258,7 +258,8 @@ def descent_gap(
         total_hz: B.
         penalty_budget: Gamma.
         together: as of `decide`.
+        joint_s: the former, where it is known.
     """
     joint, descent = (solve_together, descend_together) if together else (solve_joint, solve_bcd)
-    joint_s = joint(costs, total_hz, penalty_budget).value
+    joint_s = joint(costs, total_hz, penalty_budget).value if joint_s is None else joint_s
     return joint_s, descent(costs, total_hz, penalty_budget).value / joint_s - 1.0

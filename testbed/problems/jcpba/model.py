@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from testbed.opt.bounded_share import bounded_split
+from testbed.opt.bounded_share import equal_split
 from testbed.problems.jcpba.penalty import PenaltyCurves
 from testbed.problems.jcpba.uplink import Uplink
 
@@ -128,21 +128,8 @@ class Allocation:
 
 
 def equal_shares_hz(costs: ClientCosts, bandwidth_hz: float) -> np.ndarray:
-    """B / K for every client, shape [num_clients].
-
-    Whoever needs a wider share gets the narrowest that it needs, and the others what remains in equal parts; what is
-    beyond a client's widest share stays unused.
-    """
-    least_hz, most_hz = costs.uplink.least_hz, costs.uplink.most_hz
-    equal_hz = np.full(costs.num_clients, bandwidth_hz / costs.num_clients)
-    if np.any(least_hz > equal_hz) and least_hz.sum() <= bandwidth_hz:
-        equal_hz = bounded_split(
-            lambda _, free, left_hz: np.where(free, left_hz[:, None] / free.sum(axis=1, keepdims=True), 0.0),
-            least_hz[None],
-            np.full((1, costs.num_clients), np.inf),
-            np.array([bandwidth_hz]),
-        )[0]
-    return np.minimum(equal_hz, most_hz)
+    """B / K for every client, or as near to it as its bounds allow, shape [num_clients]."""
+    return equal_split(costs.uplink.least_hz, costs.uplink.most_hz, bandwidth_hz)
 
 
 def obstacle(costs: ClientCosts, bandwidth_hz: float, penalty_budget: float) -> str:

@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from testbed.lora.sparse_orthogonal import EnergyCurve
+from testbed.opt.bounded_share import equal_split
 from testbed.opt.share import min_max_share
 from testbed.phy.rate import shared_rate_bit_s
 
@@ -126,20 +127,11 @@ class Clients:
     def equal_shares(self, total_hz: float) -> np.ndarray:
         """Shares as equal as the limits allow, in hertz, shape [num_clients].
 
-        Nobody gets more than is of use; what floors take beyond B / N, the others lack.
-
         Args:
             total_hz: B.
         """
-        count = len(self.weight)
         least_hz, most_hz = (np.broadcast_to(one, self.weight.shape) for one in (self.least_hz, self.most_hz))
-        lifted = np.zeros(count, bool)
-        while True:
-            level_hz = (total_hz - least_hz[lifted].sum()) / max(count - int(lifted.sum()), 1)
-            fresh = ~lifted & (least_hz > level_hz)
-            if not fresh.any():
-                return np.minimum(np.where(lifted, least_hz, level_hz), most_hz)
-            lifted |= fresh
+        return equal_split(least_hz, most_hz, total_hz)
 
     def shortage(self, total_hz: float) -> str:
         """By how much the narrowest shares together exceed the band, in words; empty where they do not.

@@ -6,9 +6,9 @@ has the signal-to-noise ratio p ||h||^2 B / (noise b) and so, with gamma = p ||h
     R(b) = b log2(1 + gamma / (gap b)),
 
 which is the rate that problems of bandwidth allocation assume. Packets reach a part of it: their coding comes in steps,
-and prefixes, guards, headers and repetitions take time. `attained` measures that part. Nor can packets use any share:
-guards lie between shares, the narrowest has a few subcarriers, and where the power is spread so thin that no code bears
-it, more band is of no use. These are the limits of `share_limits`.
+and prefixes, guards, headers and repetitions take time (`testbed.problems.packet_links`). Nor can packets use any
+share: guards lie between shares, the narrowest has a few subcarriers, and where the power is spread so thin that no
+code bears it, more band is of no use. These are the limits of `share_limits`.
 """
 
 from __future__ import annotations
@@ -288,28 +288,3 @@ def air_seconds(uplinks: Mapping[str, Uplink], collected: Collected) -> dict[str
         for name, energy_j in collected.energy_j.items()
         if isinstance(uplink := uplinks[name], Digital | Ideal) and uplink.power_w > 0
     }
-
-
-def attained(uplinks: Mapping[str, Uplink], collected: Collected, gap: float) -> dict[str, float]:
-    """Which part of the rate R(b) each node's packets reached; 1 for error-free links, which keep it.
-
-    Of a node whose packets did not all arrive in time, those that it sent count.
-
-    Args:
-        uplinks: of the order.
-        collected: its reply; nodes that sent nothing have no part.
-        gap: of R(b).
-
-    Returns:
-        node -> part, positive.
-    """
-    sent_s = air_seconds(uplinks, collected)
-    parts: dict[str, float] = {}
-    for name, delivery in collected.deliveries.items():
-        uplink = uplinks[name]
-        if isinstance(uplink, Digital) and delivery.sent > 0 and sent_s.get(name, 0.0) > 0:
-            planned_bit_s = float(capacity_bit_s(uplink.bandwidth_hz, uplink.snr, gap))
-            share = 1.0 if name not in collected.missing else min(delivery.sent / max(delivery.packets, 1), 1.0)
-            parts[name] = 8.0 * delivery.num_bytes * share / sent_s[name] / planned_bit_s
-    parts.update({name: 1.0 for name, uplink in uplinks.items() if isinstance(uplink, Ideal)})
-    return parts

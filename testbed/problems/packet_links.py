@@ -25,11 +25,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from testbed.core.fleet import Fleet
 from testbed.core.orders import Collected, Digital, Uplink
 from testbed.phy.coding_schemes import SCHEMES, CodingScheme, choose, scheme_named
 from testbed.phy.rate import shared_rate_bit_s
 from testbed.phy.subcarriers import MIN_PILOTS, MIN_SHARE, PILOT_SPACING
-from testbed.problems.digital_order import ShareLimits, UplinkSpec, air_seconds
+from testbed.problems.digital_order import ShareLimits, UplinkSpec, air_seconds, num_waves
 
 _CEILING = 10**3.35
 """33.5 dB: what arrives of louder signals; simulated radios leave 35 to 37 dB in the mean, and less at times."""
@@ -113,15 +114,15 @@ class PacketLinks:
         return cls(dict.fromkeys(names, part), dict.fromkeys(names, _FIRST))
 
     def staircase(
-        self, names: Sequence[str], gamma_hz: np.ndarray, spec: UplinkSpec, subcarrier_hz: float
+        self, names: Sequence[str], gamma_hz: np.ndarray, spec: UplinkSpec, fleet: Fleet
     ) -> Callable[[np.ndarray], np.ndarray] | None:
         """Shares b of these nodes -> the part of R(b) = b log2(1 + gamma / b) that they are expected to reach.
 
         Args:
-            names: whose.
+            names: whose; all who send. In n waves each has a share n times as wide for an n-th of the time.
             gamma_hz: the gap of `spec` taken off, shape [num_nodes].
             spec: how updates travel.
-            subcarrier_hz: as of `table_rate_bit_s`.
+            fleet: the band and its subcarriers.
 
         Returns:
             None for error-free links, which keep all of R(b).
@@ -129,10 +130,12 @@ class PacketLinks:
         if spec.link == "ideal":
             return None
         margin, part = (np.array([one[name] for name in names]) for one in (self.margin, self.part))
+        waves = num_waves(fleet, len(names))
 
         def attained(share_hz: np.ndarray) -> np.ndarray:
-            snr = trusted_snr(gamma_hz * spec.snr_gap / share_hz, margin)
-            table = part * table_rate_bit_s(share_hz, snr, subcarrier_hz, spec.coding)
+            width_hz = waves * share_hz
+            snr = trusted_snr(gamma_hz * spec.snr_gap / width_hz, margin)
+            table = part * table_rate_bit_s(width_hz, snr, fleet.subcarrier_hz, spec.coding) / waves
             return np.asarray(table / shared_rate_bit_s(share_hz, gamma_hz))
 
         return attained
@@ -161,7 +164,7 @@ class PacketLinks:
         }
 
     def after(
-        self, uplinks: Mapping[str, Uplink], collected: Collected, deadline_s: float | None, subcarrier_hz: float
+        self, uplinks: Mapping[str, Uplink], collected: Collected, deadline_s: float | None, fleet: Fleet
     ) -> PacketLinks:
         """What is known after an order.
 
@@ -169,8 +172,9 @@ class PacketLinks:
             uplinks: as they were ordered.
             collected: its reply.
             deadline_s: of the order.
-            subcarrier_hz: as of `table_rate_bit_s`.
+            fleet: the band and its subcarriers.
         """
+        waves = num_waves(fleet, len(uplinks))
         sent_s, part, margin = air_seconds(uplinks, collected), dict(self.part), dict(self.margin)
         for name, delivery in collected.deliveries.items():
             uplink, lost = uplinks[name], name in collected.missing
@@ -179,7 +183,8 @@ class PacketLinks:
             scheme: CodingScheme = scheme_named(delivery.scheme)
             through = delivery.sent / delivery.packets if lost else 1.0
             measured_bit_s = 8.0 * delivery.num_bytes * through / sent_s[name]
-            part[name] = measured_bit_s / (scheme.bits_per_symbol * _data_hz(uplink.bandwidth_hz, subcarrier_hz))
+            carrying_hz = _data_hz(waves * uplink.bandwidth_hz, fleet.subcarrier_hz)
+            part[name] = measured_bit_s / (scheme.bits_per_symbol * carrying_hz)
             # who is late was not in time; who is missing although there was time left gave up
             given_up = lost and (deadline_s is None or sent_s[name] < 0.8 * deadline_s)
             if given_up:

@@ -46,12 +46,12 @@ from testbed.core.orders import (
     train,
 )
 from testbed.core.scheme import Scheme
+from testbed.opt.bounded_share import equal_split
 from testbed.opt.solution import Solution
 from testbed.problems.digital_order import (
     ShareLimits,
     UplinkSpec,
     air_seconds,
-    attained,
     audible,
     digital_uplinks,
     head_starts_s,
@@ -79,6 +79,7 @@ class JcpbaState:
         layout: order of its factors.
         known: node -> what it costs.
         links: what its packets showed of each.
+        shares_hz: node -> its share of the band in the last round.
         figures: of the last round, for its row.
     """
 
@@ -87,6 +88,7 @@ class JcpbaState:
     layout: Layout
     known: Mapping[str, Experience]
     links: PacketLinks
+    shares_hz: Mapping[str, float] = field(default_factory=dict)
     figures: Mapping[str, float | str] = field(default_factory=dict)
 
 
@@ -119,14 +121,13 @@ class Jcpba(Scheme[JcpbaState]):
         0.8, gt=0, le=1, description="share of a step's work that pruning saves, assumed until it has been measured"
     )
     efficiency: float = Field(
-        0.15, gt=0, le=1, description="part of the Shannon rate that packets reach, assumed until it has been measured"
+        0.8, gt=0, le=1, description="part of their codes' rate that packets reach, assumed until it has been measured"
     )
     uplink: UplinkSpec = Field(default=UplinkSpec(), description="how updates travel")
 
     def start(self, fleet: Fleet, adapter: Adapter) -> JcpbaState:
-        part = 1.0 if self.uplink.link == "ideal" else self.efficiency
         shrinking = shrinking_share(adapter.layout)
-        known = {node.name: Experience.guess(node, self.tokens, self.prunable, shrinking, part) for node in fleet.nodes}
+        known = {node.name: Experience.guess(node, self.tokens, self.prunable, shrinking) for node in fleet.nodes}
         links = PacketLinks.of(fleet.names, self.efficiency)
         return JcpbaState(fleet, adapter.initial, adapter.layout, known, links)
 
@@ -139,17 +140,16 @@ class Jcpba(Scheme[JcpbaState]):
         )  # fmt: skip
         ratios = dict(zip(names, plan.point.pruning.tolist(), strict=True))
         trained = yield from train({name: self._work(ratio) for name, ratio in ratios.items()})
-        uplinks = self._uplinks(
-            state.fleet, sounding, dict(zip(names, plan.point.bandwidth_hz, strict=True)), ratios, trained
-        )
-        sent, end_s = state.links.backed_off(uplinks), until_s(self.deadline_s, trained)
-        collected = yield from collect(sent, deadline_s=end_s)
+        shares_hz = dict(zip(names, plan.point.bandwidth_hz.tolist(), strict=True))
+        uplinks = state.links.backed_off(self._uplinks(state.fleet, sounding, shares_hz, ratios, trained))
+        end_s = until_s(self.deadline_s, trained)
+        collected = yield from collect(uplinks, deadline_s=end_s)
         adapter = moved(state.adapter, trained, collected, self.coverage)
         yield from publish(adapter)
         figures = self._figures(limits.total_hz, costs, plan, uplinks, trained, collected)
-        known = self._learnt(state, uplinks, trained, collected)
-        links = state.links.after(sent, collected, end_s, state.fleet.subcarrier_hz)
-        return replace(state, adapter=adapter, known=known, links=links, figures=figures)
+        known = self._learnt(state, trained, collected)
+        links = state.links.after(uplinks, collected, end_s, state.fleet)
+        return replace(state, adapter=adapter, known=known, links=links, shares_hz=shares_hz, figures=figures)
 
     def report(self, state: JcpbaState) -> Mapping[str, float | str]:
         return state.figures
@@ -162,6 +162,9 @@ class Jcpba(Scheme[JcpbaState]):
         """Who is heard, what (P-A1) has to know of them, and which shares they may have."""
         names, gamma_hz = audible(state.fleet, sounding, self.uplink.snr_gap)
         limits = state.links.trusted(names, share_limits(state.fleet, sounding, names, self.uplink))
+        steps = state.links.staircase(names, gamma_hz, self.uplink, state.fleet)
+        equal_hz = equal_split(limits.least_hz, limits.most_hz, limits.total_hz)
+        before_hz = [state.shares_hz.get(name, share) for name, share in zip(names, equal_hz, strict=True)]
         structured = self.pruning == "structured"
         values_bit, header_bit = update_bits(state.layout, self._payload(structured))
         costs = client_costs(
@@ -174,6 +177,7 @@ class Jcpba(Scheme[JcpbaState]):
             structured=structured,
             penalty=self.penalty,
             limits=limits,
+            attained=1.0 if steps is None else steps(np.array(before_hz)),
         )
         return names, costs, limits
 
@@ -206,15 +210,12 @@ class Jcpba(Scheme[JcpbaState]):
             head_start_s=head_starts_s(trained),
         )
 
-    def _learnt(
-        self, state: JcpbaState, uplinks: Mapping[str, Uplink], trained: Trained, collected: Collected
-    ) -> dict[str, Experience]:
+    def _learnt(self, state: JcpbaState, trained: Trained, collected: Collected) -> dict[str, Experience]:
         """What the round has shown of its clients."""
-        parts = attained(uplinks, collected, self.uplink.snr_gap)
         sent = {name: float(np.mean(mask)) for name, mask in collected.covered.items()}
         known = dict(state.known)
         for name, result in trained.results.items():
-            known[name] = known[name].after(result, sent.get(name), parts.get(name))
+            known[name] = known[name].after(result, sent.get(name))
         return known
 
     def _figures(

@@ -154,7 +154,7 @@ class SoftTsfa(Scheme[SoftState]):
         else:
             following = self._after(state, trained, uplinks, collected)
         yield from publish(following.adapter)
-        links = state.links.after(uplinks, collected, end_s, state.fleet.subcarrier_hz)
+        links = state.links.after(uplinks, collected, end_s, state.fleet)
         figures: dict[str, float | str] = {
             "rank": rank,
             "keep": float(np.mean(plan.share)),
@@ -202,7 +202,7 @@ class SoftTsfa(Scheme[SoftState]):
             keep=self.keep,
             equal=self.bandwidth == "equal",
             each=each,
-            attained=state.links.staircase(names, gamma_hz, self.uplink, state.fleet.subcarrier_hz),
+            attained=state.links.staircase(names, gamma_hz, self.uplink, state.fleet),
         ).point
         payloads = {
             name: online.sparse_payload(state.layout, selection, kind, rank, share, error_feedback=self.error_feedback)

@@ -9,14 +9,13 @@ import pytest
 
 from testbed.core.bench import WaveformSpec
 from testbed.core.fleet import Fleet
-from testbed.core.orders import Collected, Delivery, Digital, Ideal, Payload, Sounding
+from testbed.core.orders import Digital, Ideal, Payload, Sounding
 from testbed.engine.config import load_experiment
 from testbed.lora import parcel
 from testbed.phy.coding_schemes import SCHEMES, scheme_named
 from testbed.phy.subcarriers import GUARD, MIN_SHARE, allocate, max_nodes
 from testbed.problems.digital_order import (
     UplinkSpec,
-    attained,
     audible,
     digital_uplinks,
     edge_snr,
@@ -59,20 +58,6 @@ def test_packets_listen_with_maximum_ratio_combining_in_their_share() -> None:
     assert isinstance(first, Digital)
     assert abs(np.vdot(first.combiner, CHANNEL[:, 0])) ** 2 == pytest.approx(1e-7)
     assert first.snr == pytest.approx(0.1 * 1e-7 / (NOISE_W * 0.7))
-
-
-def test_what_packets_attain_is_measured_also_of_who_was_late() -> None:
-    uplinks = digital_uplinks(FLEET, SOUNDING, {"n0": 1.0, "n1": 2.0}, Payload(), UplinkSpec(), shares_hz=SHARES_HZ)
-    # 1000 bytes in 0.1 s; half of 1000 bytes in 0.2 s
-    deliveries = {"n0": Delivery("qpsk", 1000, 10, 12, 9.0), "n1": Delivery("qpsk", 1000, 10, 5, None)}
-    collected = Collected(
-        np.zeros(1), {"n0": np.zeros(1)}, missing=("n1",), energy_j={"n0": 0.01, "n1": 0.02}, deliveries=deliveries
-    )
-    gamma_hz = loudness_hz(FLEET, SOUNDING, ["n0", "n1"], 2.0)
-    parts = attained(uplinks, collected, 2.0)
-    for name, loud, rate_bit_s in zip(SHARES_HZ, gamma_hz, (80e3, 20e3), strict=True):
-        share_hz = SHARES_HZ[name]
-        assert parts[name] == pytest.approx(rate_bit_s / (share_hz * np.log2(1 + loud / share_hz)))
 
 
 @pytest.mark.parametrize("kind", ["float32", "float16", "int8", "sign"])

@@ -2,17 +2,52 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from testbed.core.fleet import ArrayFacts, Fleet
 from testbed.core.orders import Collected, Delivery, Digital, Ideal, Uplink
 from testbed.core.units import from_db
-from testbed.phy.coding_schemes import scheme_named
-from testbed.problems.digital_order import ShareLimits, UplinkSpec
-from testbed.problems.packet_links import PacketLinks, table_rate_bit_s
+from testbed.phy.coding_schemes import choose, scheme_named
+from testbed.problems.digital_order import ShareLimits, UplinkSpec, num_waves
+from testbed.problems.packet_links import PacketLinks, table_rate_bit_s, trusted_snr
 
 SPACING_HZ = 200.0
+
+
 NAMES = ("a", "b")
+# 256 subcarriers, into which thirteen shares fit side by side; who the nodes are does not matter here
+FLEET = Fleet(
+    (), ArrayFacts(np.zeros((1, 2)), np.zeros(1, bool), np.zeros((2, 2)), 0.0), 2.4e9, 256 * SPACING_HZ, SPACING_HZ
+)
+
+
+@pytest.mark.parametrize("waves", [1, 2])
+def test_parts_hold_for_waves_too(waves: int) -> None:
+    """What is learnt of a burst and planned for the next agrees, in however many waves nodes send."""
+    names = tuple(f"n{index}" for index in range(13 * waves))
+    share_hz = 9_000.0 / waves
+    assert num_waves(FLEET, len(names)) == waves
+    uplinks: dict[str, Uplink] = {name: uplink(share_hz, 100.0) for name in names}
+    # each sends at its code's rate in a share as wide as the wave gives it, for its wave's part of the time
+    width_hz, snr = waves * share_hz, 100.0 / waves
+    links = PacketLinks(dict.fromkeys(names, 0.5), dict.fromkeys(names, 1.0))
+    rate_bit_s = 0.8 * table_rate_bit_s(np.array([width_hz]), trusted_snr(np.array([snr]), 1.0), SPACING_HZ)[0]
+    code = choose(float(trusted_snr(snr, 1.0)))
+    assert code is not None
+    sent = Delivery(code.name, 8000, 8, 8, snr)
+    learnt = links.after(
+        uplinks, reply(dict.fromkeys(names, 64_000 / rate_bit_s), **dict.fromkeys(names, sent)), None, FLEET
+    )
+    assert learnt.part["n0"] == pytest.approx(0.8)
+    steps = replace(learnt, margin=links.margin).staircase(
+        names, np.full(len(names), share_hz * 100.0), UplinkSpec(snr_gap=1.0), FLEET
+    )
+    assert steps is not None
+    planned_bit_s = steps(np.full(len(names), share_hz))[0] * share_hz * np.log2(1 + 100.0)
+    assert planned_bit_s == pytest.approx(rate_bit_s / waves)
 
 
 def uplink(share_hz: float = 20_000.0, snr: float = 100.0) -> Digital:
@@ -42,12 +77,12 @@ def test_parts_of_the_shannon_rate_follow_from_table_and_margin() -> None:
     spec = UplinkSpec(snr_gap=4.0)
     share_hz = np.array([20_000.0, 20_000.0])
     loud_hz = share_hz * from_db(15.0)
-    attained = links.staircase(NAMES, loud_hz / 4.0, spec, SPACING_HZ)
+    attained = links.staircase(NAMES, loud_hz / 4.0, spec, FLEET)
     assert attained is not None
     shannon = 20_000 * np.log2(1 + from_db(15.0) / 4.0)
     # at 15 dB uncoded QPSK (13 dB), at 12 dB its SEC-DED code (10.75 dB)
     assert attained(share_hz) == pytest.approx(np.array([0.5 * 2.0, 0.8 * 16 / 9]) * 88 * 200 / shannon)
-    assert links.staircase(NAMES, loud_hz, UplinkSpec(link="ideal"), SPACING_HZ) is None
+    assert links.staircase(NAMES, loud_hz, UplinkSpec(link="ideal"), FLEET) is None
 
 
 def test_uplinks_and_caps_leave_the_margin() -> None:
@@ -75,7 +110,7 @@ def test_the_part_is_bits_over_seconds_of_the_code_that_was_used() -> None:
     links = PacketLinks.of(NAMES, 0.8)
     deliveries = {"a": Delivery("qpsk", 8800, 10, 10, 50.0), "b": Delivery("qam16", 8800, 10, 5, 200.0)}
     after = links.after(
-        {"a": uplink(), "b": uplink()}, reply({"a": 2.5, "b": 2.0}, missing=("b",), **deliveries), 2.1, SPACING_HZ
+        {"a": uplink(), "b": uplink()}, reply({"a": 2.5, "b": 2.0}, missing=("b",), **deliveries), 2.1, FLEET
     )
     assert after.part["a"] == pytest.approx(8 * 8800 / 2.5 / (2.0 * 88 * 200))
     # half of the packets were sent
@@ -83,7 +118,7 @@ def test_the_part_is_bits_over_seconds_of_the_code_that_was_used() -> None:
     assert scheme_named("qam16").bits_per_symbol == 4.0
     # b used nearly all the time there was: it was late, and its code did not fail
     assert after.margin["b"] == after.margin["a"] < links.margin["a"]
-    quiet = links.after({"a": uplink()}, reply({}, missing=("a",), a=Delivery("qpsk", 8800, 10, 0)), 2.0, SPACING_HZ)
+    quiet = links.after({"a": uplink()}, reply({}, missing=("a",), a=Delivery("qpsk", 8800, 10, 0)), 2.0, FLEET)
     assert quiet == links, "who sent nothing tells nothing"
 
 
@@ -95,8 +130,8 @@ def test_margins_rise_with_trouble_and_fall_slowly(sent: int, missing: tuple[str
     links = PacketLinks({"a": 0.8}, {"a": 2.0})
     for deadline_s in (None, 10.0):
         collected = reply({"a": 1.0}, missing, a=Delivery("qpsk", 8800, 10, sent, 50.0))
-        after = links.after({"a": uplink()}, collected, deadline_s, SPACING_HZ)
+        after = links.after({"a": uplink()}, collected, deadline_s, FLEET)
         assert 10 * np.log10(after.margin["a"] / 2.0) == pytest.approx(step_db)
     for _ in range(60):
-        after = after.after({"a": uplink()}, collected, None, SPACING_HZ)
+        after = after.after({"a": uplink()}, collected, None, FLEET)
     assert after.margin["a"] in (pytest.approx(10.0), pytest.approx(10**0.1)), "between 1 and 10 dB"

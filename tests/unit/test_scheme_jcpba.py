@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from testbed.core.orders import Collect, Digital, Part, Payload, Train, Work
+from testbed.opt.bounded_share import equal_split
 from testbed.problems.digital_order import UplinkSpec, loudness_hz, share_limits
 from testbed.problems.jcpba.baselines import uniform_pruning
 from testbed.problems.jcpba.descent import least_pruning, solve_bcd
@@ -206,7 +207,7 @@ def test_masks_send_whole_updates() -> None:
 
 
 def test_measured_penalties_are_the_convex_curve_below_the_points() -> None:
-    known = [Experience(1.0, 0.5, 0.5, 1.0, {0.5: 0.1, 0.25: 0.08, 0.75: 0.4}), Experience(1.0, 0.5, 0.5, 1.0)]
+    known = [Experience(1.0, 0.5, 0.5, {0.5: 0.1, 0.25: 0.08, 0.75: 0.4}), Experience(1.0, 0.5, 0.5)]
     curves = penalty_curves(known, "measured")
     # (0.25, 0.08) lies above the line from (0, 0) to (0.5, 0.1)
     np.testing.assert_allclose(curves.at(np.array([0.25, 0.25])), [0.05, 0.25])
@@ -239,7 +240,17 @@ def test_with_packets_shares_keep_the_modems_limits_and_the_plan_is_that_of_a_co
     links = PacketLinks.of(names, 1.0)
     limits = links.trusted(names, share_limits(bench.fleet, sounding, names, spec))
     free = Shannon(loudness_hz(bench.fleet, sounding, names, 4.0))
-    costs = replace(true_costs(), uplink=Bounded(free, limits.least_hz, limits.most_hz))
+    # before the first round the staircase of codes at equal shares says what part of the rate packets reach
+    steps = links.staircase(names, free.gamma_hz, spec, bench.fleet)
+    assert steps is not None
+    slow = 1.0 / steps(equal_split(limits.least_hz, limits.most_hz, limits.total_hz))
+    bits = true_costs()
+    costs = replace(
+        bits,
+        uplink=Bounded(free, limits.least_hz, limits.most_hz),
+        payload_bits=slow * bits.payload_bits,
+        fixed_payload_bits=slow * bits.fixed_payload_bits,
+    )
     best = solve_together(costs, limits.total_hz, BUDGET)
     uplinks = [sent.uplinks[name] for name in names]
     packets = [one for one in uplinks if isinstance(one, Digital)]

@@ -48,39 +48,34 @@ class Experience:
         whole_s: seconds of a round's training of the unpruned model.
         prunable: share of them that pruning saves per unit of ratio, in [0, 1].
         shrinking: share of the update's values that pruning saves per unit of ratio, in [0, 1].
-        attained: part of the assumed rate at which its bytes travel, positive.
         points: pruning ratio -> share of the squared norm that it took out.
     """
 
     whole_s: float
     prunable: float
     shrinking: float
-    attained: float
     points: Mapping[float, float] = field(default_factory=dict)
 
     @classmethod
-    def guess(cls, node: NodeFacts, tokens: float, prunable: float, shrinking: float, attained: float) -> Experience:
+    def guess(cls, node: NodeFacts, tokens: float, prunable: float, shrinking: float) -> Experience:
         """What a node is taken to cost before it has trained.
 
         Args:
             node: nominal cycles for a token, and frequency.
             tokens: of a round.
-            prunable, shrinking, attained: as the attributes.
+            prunable, shrinking: as the attributes.
         """
-        return cls(tokens * node.cycles_per_token / node.cpu_hz, prunable, shrinking, attained)
+        return cls(tokens * node.cycles_per_token / node.cpu_hz, prunable, shrinking)
 
-    def after(self, result: LocalResult, values_share: float | None, attained: float | None) -> Experience:
+    def after(self, result: LocalResult, values_share: float | None) -> Experience:
         """With what one more round has shown.
 
         Args:
             result: the node's training.
             values_share: values that its bytes spoke of over all values; None where nothing was heard.
-            attained: part of the assumed rate; None where it is not known.
         """
         ratio, share = result.pruned_ratio, result.work_share
         known = replace(self, whole_s=result.seconds / share) if result.seconds > 0 and share > 0 else self
-        if attained is not None:
-            known = replace(known, attained=attained)
         if ratio <= 0:
             return known
         if share < 1:
@@ -145,6 +140,7 @@ def client_costs(
     structured: bool = True,
     penalty: Literal["chord", "measured"] = "chord",
     limits: ShareLimits | None = None,
+    attained: np.ndarray | float = 1.0,
 ) -> ClientCosts:
     """The clients of a round.
 
@@ -158,9 +154,9 @@ def client_costs(
         structured: whether the update shrinks; masks leave it whole.
         penalty: as of `penalty_curves`.
         limits: of the shares, if they have any.
+        attained: part of the rate at which each client's bytes travel, positive, shape [num_clients].
     """
     shrinking = np.array([one.shrinking if structured else 0.0 for one in known])
-    attained = np.array([one.attained for one in known])
     whole_s, prunable = np.array([one.whole_s for one in known]), np.array([one.prunable for one in known])
     share = np.asarray(weights, np.float64)
     free = Shannon(np.asarray(gamma_hz, np.float64))
